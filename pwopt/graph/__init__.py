@@ -1,0 +1,27 @@
+"""The graph floor: the only part of pwopt that knows onnx and onnx-graphsurgeon."""
+
+from pwopt.graph.facts import ConvFacts, Facts, ValuesView
+from pwopt.graph.io import Written, file_sha256, find_nan, load, parse, save
+from pwopt.graph.model import Constant, Dim, Model, Node, Shape, Tensor, Variable, op_name
+from pwopt.graph.rewriter import Rewriter
+
+__all__ = [
+    "Constant",
+    "ConvFacts",
+    "Dim",
+    "Facts",
+    "Model",
+    "Node",
+    "Rewriter",
+    "Shape",
+    "Tensor",
+    "ValuesView",
+    "Variable",
+    "Written",
+    "file_sha256",
+    "find_nan",
+    "load",
+    "op_name",
+    "parse",
+    "save",
+]

@@ -1,0 +1,365 @@
+"""Reading and writing model files: lossless, atomic, and without a second copy of the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from pwopt.errors import InvalidModelError, OutputError
+from pwopt.graph.model import DEFAULT_DOMAINS, Model, one_line
+
+__all__ = ["Written", "atomic_write", "check", "file_sha256", "find_nan", "load", "parse", "save"]
+
+_MODEL_GRAPH = 7
+_GRAPH_INITIALIZER = 5
+_PROTOBUF_LIMIT = 2**31 - 2**20
+"""Protobuf messages end at 2 GiB; beyond that (with room for the header) data goes beside them."""
+_ALIGNMENT = 4096
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Written:
+    """A written model: its path, digest of the model file, and bytes including external data."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+def load(path: Path) -> Model:
+    """Read and check a model file; external data is left on disk until asked for.
+
+    Raises:
+        InvalidModelError: the file is missing, unreadable, not ONNX, or breaks the ONNX rules.
+    """
+    if not path.exists():
+        raise InvalidModelError(f"{path}: no such file")
+    if path.is_dir():
+        raise InvalidModelError(f"{path}: is a folder, not a model file")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except OSError as error:
+        raise InvalidModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (DecodeError, ValueError) as error:
+        raise InvalidModelError(f"{path}: not an ONNX model (or a truncated one)") from error
+    try:
+        return parse(proto, path.parent)
+    except InvalidModelError as error:
+        raise InvalidModelError(f"{path}: {error}") from error
+
+
+def parse(proto: onnx.ModelProto, base_dir: Path | None = None) -> Model:
+    """Check *proto* and wrap it; its weights are shared, not copied.
+
+    Raises:
+        InvalidModelError: the model breaks the ONNX rules.
+    """
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise InvalidModelError("not an ONNX model: it holds no graph")
+    if not proto.graph.node and not proto.graph.output:
+        raise InvalidModelError("not an ONNX model: its graph is empty")
+    check(proto)
+    try:
+        model = Model(proto, base_dir)
+    except InvalidModelError:
+        raise
+    except Exception as error:  # graphsurgeon raises its own, partly undocumented, kinds
+        raise InvalidModelError(f"the graph cannot be represented: {one_line(error)}") from error
+    model.sorted_nodes()
+    _check_external_files(model)
+    return model
+
+
+def check(proto: onnx.ModelProto) -> None:
+    """Check structure, opsets and every node that the installed ONNX knows an operator for.
+
+    ``onnx.checker.check_model`` is not used: it refuses models with operators that were since
+    removed from ONNX but that runtimes still run, and copies all weights.
+
+    Raises:
+        InvalidModelError: the first broken rule.
+    """
+    newest = onnx.defs.onnx_opset_version()
+    for entry in proto.opset_import:
+        if entry.domain in DEFAULT_DOMAINS and not 1 <= entry.version <= newest:
+            raise InvalidModelError(
+                f"opset {entry.version} is not supported (supported: 1 to {newest});"
+                " re-export the model with an older opset or install a newer onnx"
+            )
+    _check_dataflow(proto.graph)
+    _check_nodes(proto)
+
+
+def _check_dataflow(graph: onnx.GraphProto) -> None:
+    produced = {t.name for t in graph.initializer}
+    produced.update(t.values.name for t in graph.sparse_initializer)
+    for value in graph.input:
+        if not value.name:
+            raise InvalidModelError("a graph input has no name")
+        if not value.type.WhichOneof("value"):
+            raise InvalidModelError(f"graph input '{value.name}' has no type")
+        produced.add(value.name)
+    for node in graph.node:
+        for name in filter(None, node.output):
+            if name in produced:
+                raise InvalidModelError(f"tensor '{name}' is produced more than once")
+            produced.add(name)
+    for node in graph.node:
+        site = node.name or node.op_type
+        if not node.op_type:
+            raise InvalidModelError(f"node '{site}' has no operator type")
+        for name in filter(None, node.input):
+            if name not in produced:
+                raise InvalidModelError(
+                    f"node '{site}' reads tensor '{name}', which nothing produces"
+                )
+    for value in graph.output:
+        if value.name not in produced:
+            raise InvalidModelError(f"graph output '{value.name}' is not produced by any node")
+
+
+def _check_nodes(proto: onnx.ModelProto) -> None:
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = proto.ir_version
+    context.opset_imports = {e.domain: e.version for e in proto.opset_import}
+    local = {(f.domain, f.name) for f in proto.functions}
+    opsets = context.opset_imports
+    for node in proto.graph.node:
+        if (node.domain, node.op_type) in local or any(
+            a.HasField("g") or a.graphs for a in node.attribute
+        ):
+            continue
+        domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
+        if domain not in opsets or not onnx.defs.has(
+            node.op_type, domain=domain, max_inclusive_version=opsets[domain]
+        ):
+            continue
+        try:
+            onnx.checker.check_node(node, context)
+        except onnx.checker.ValidationError as error:
+            message = one_line(error)
+            if "deprecated" in message:
+                continue
+            raise InvalidModelError(
+                f"node '{node.name or node.op_type}' is invalid: {message}"
+            ) from error
+
+
+def _check_external_files(model: Model) -> None:
+    for proto in model.dense_initializers():
+        if not uses_external_data(proto):
+            continue
+        info = ExternalDataInfo(proto)
+        path = model.base_dir / info.location
+        if not path.is_file():
+            raise InvalidModelError(
+                f"the external data file '{info.location}' of tensor '{proto.name}' is missing"
+            )
+        end = (info.offset or 0) + (info.length or 0)
+        if path.stat().st_size < end:
+            raise InvalidModelError(
+                f"the external data file '{info.location}' is too short for tensor '{proto.name}'"
+            )
+
+
+def find_nan(model: Model) -> str | None:
+    """The name of the first floating-point initializer that holds a NaN, or ``None``."""
+    for proto in model.dense_initializers():
+        if proto.data_type not in _NAN_TYPES:
+            continue
+        values = (
+            numpy_helper.to_array(proto, str(model.base_dir))
+            if not uses_external_data(proto)
+            else _external_array(proto, model.base_dir)
+        )
+        if np.isnan(values).any():
+            return proto.name
+    return None
+
+
+_NAN_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+
+
+def _external_array(
+    proto: onnx.TensorProto, base_dir: Path
+) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    copy = onnx.TensorProto()
+    copy.CopyFrom(proto)
+    return numpy_helper.to_array(copy, str(base_dir))
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def save(model: Model, path: Path) -> Written:
+    """Write *model* to *path*: to a temporary file beside it first, which is then renamed.
+
+    Initializers are written one by one, so memory does not grow with the size of the model. If
+    the model had external data, or would exceed Protobuf's 2 GiB, weights go to ``<name>.data``.
+
+    Raises:
+        OutputError: the file cannot be written; nothing is left behind.
+        InvalidModelError: the graph has a cycle.
+    """
+    head = model.without_dense_initializers()
+    inline_bytes = head.ByteSize()
+    external = False
+    for proto in model.dense_initializers():
+        inline_bytes += proto.ByteSize() + 16
+        external = external or uses_external_data(proto)
+    if external or inline_bytes > _PROTOBUF_LIMIT:
+        return _save_external(model, head, path)
+    graph = head.graph.SerializePartialToString()
+    head.ClearField("graph")
+    rest = head.SerializePartialToString()
+    digest = hashlib.sha256()
+
+    def write(file: IO[bytes]) -> None:
+        def emit(data: bytes) -> None:
+            digest.update(data)
+            file.write(data)
+
+        total = len(graph)
+        for proto in model.dense_initializers():
+            size = proto.ByteSize()
+            total += len(_prefix(_GRAPH_INITIALIZER, size)) + size
+        emit(rest)
+        emit(_prefix(_MODEL_GRAPH, total))
+        emit(graph)
+        for proto in model.dense_initializers():
+            data = proto.SerializeToString()
+            emit(_prefix(_GRAPH_INITIALIZER, len(data)))
+            emit(data)
+
+    atomic_write(path, write)
+    return Written(path, digest.hexdigest(), path.stat().st_size)
+
+
+def _save_external(model: Model, head: onnx.ModelProto, path: Path) -> Written:
+    data_path = path.with_name(path.name + ".data")
+    offset = 0
+    stubs: list[onnx.TensorProto] = []
+    with _atomic(data_path) as data:
+        for proto in model.dense_initializers():
+            values = _raw_bytes(proto, model.base_dir)
+            if values is None or len(values) < 1024:
+                small = onnx.TensorProto()
+                small.CopyFrom(proto)
+                if uses_external_data(small):
+                    small = numpy_helper.from_array(
+                        _external_array(proto, model.base_dir), proto.name
+                    )
+                stubs.append(small)
+                continue
+            padding = -offset % _ALIGNMENT
+            data.write(b"\0" * padding)
+            offset += padding
+            data.write(values)
+            stub = onnx.TensorProto(
+                name=proto.name,
+                data_type=proto.data_type,
+                dims=proto.dims,
+                doc_string=proto.doc_string,
+                data_location=onnx.TensorProto.EXTERNAL,
+            )
+            for key, value in (
+                ("location", data_path.name),
+                ("offset", str(offset)),
+                ("length", str(len(values))),
+            ):
+                stub.external_data.add(key=key, value=value)
+            stubs.append(stub)
+            offset += len(values)
+    head.graph.initializer.extend(stubs)
+    text = head.SerializeToString()
+    atomic_write(path, lambda file: _discard(file.write(text)))
+    return Written(path, hashlib.sha256(text).hexdigest(), len(text) + data_path.stat().st_size)
+
+
+def _discard(_: int) -> None:
+    return None
+
+
+def _raw_bytes(proto: onnx.TensorProto, base_dir: Path) -> bytes | None:
+    if proto.data_type == onnx.TensorProto.STRING:
+        return None
+    if uses_external_data(proto):
+        info = ExternalDataInfo(proto)
+        with (base_dir / info.location).open("rb") as file:
+            file.seek(info.offset or 0)
+            return file.read(info.length) if info.length else file.read()
+    if proto.HasField("raw_data"):
+        return proto.raw_data
+    return bytes(numpy_helper.from_array(numpy_helper.to_array(proto)).raw_data)
+
+
+def _prefix(field: int, length: int) -> bytes:
+    """Protobuf's tag of a length-delimited *field*, and its *length*, as varints."""
+    return _varint(field << 3 | 2) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def atomic_write(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Let *write* fill a temporary file beside *path*, then rename it to *path*.
+
+    Raises:
+        OutputError: the folder or file cannot be written (permissions, no space); the temporary
+            file is removed and an existing *path* is left as it was.
+    """
+    with _atomic(path) as file:
+        write(file)
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        handle = tempfile.NamedTemporaryFile(  # noqa: SIM115 - outlives this block until renamed
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+        )
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    temporary = Path(handle.name)
+    try:
+        with handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

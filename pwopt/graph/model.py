@@ -1,0 +1,469 @@
+"""An ONNX model as the passes see it: a graphsurgeon graph, and all that graphsurgeon drops.
+
+Graphsurgeon's nodes and tensors compare by value and are unhashable, so everything here is keyed
+by ``id()``; :class:`Model` holds the strong references that keep those ids valid.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
+from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from pwopt.errors import InvalidModelError
+
+__all__ = [
+    "DEFAULT_DOMAINS",
+    "Constant",
+    "Dim",
+    "Model",
+    "Node",
+    "Shape",
+    "Tensor",
+    "Variable",
+    "op_name",
+]
+
+Node = gs.Node
+Tensor = gs.Tensor
+Variable = gs.Variable
+Constant = gs.Constant
+
+Dim = int | str | None
+"""A dimension: known, symbolic, or unknown."""
+Shape = tuple[Dim, ...]
+
+DEFAULT_DOMAINS = (None, "", "ai.onnx")
+
+_SMALL_ELEMENTS = 1024
+"""Constants up to this many elements may be shapes or indices, which shape inference reads."""
+
+
+def op_name(node: Node) -> str:
+    """The operator's name, prefixed by its domain unless that is the ONNX standard one."""
+    return node.op if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op}"
+
+
+class _ExternalValues(LazyValues):
+    """Constant values that lie in a file beside the model and are read when asked for."""
+
+    def __init__(self, tensor: onnx.TensorProto, base_dir: Path) -> None:
+        super().__init__(tensor)
+        self._base_dir = base_dir
+
+    def load(self) -> np.ndarray[Any, Any]:
+        return numpy_helper.to_array(self.resolved(), str(self._base_dir))
+
+    def resolved(self) -> onnx.TensorProto:
+        """A copy of the stub: reading external data writes into the message it is given."""
+        copy = onnx.TensorProto()
+        copy.CopyFrom(self.tensor)
+        return copy
+
+
+@dataclass(frozen=True)
+class _Position:
+    """Where a node stands in the file: imported nodes by index, new ones beside their anchor."""
+
+    index: int
+    serial: int
+
+    def key(self) -> tuple[int, int]:
+        return self.index, self.serial
+
+
+class Model:
+    """A mutable ONNX model with linear-time indices. Only :class:`Rewriter` changes it.
+
+    Attributes:
+        header: the model without nodes and initializers: metadata, opset imports, functions,
+            inputs, outputs and value infos, exactly as they were loaded.
+        nodes: live nodes of the main graph by ``id``.
+        inputs: the tensors a caller must feed.
+        outputs: the tensors a caller gets.
+        opset: version of the standard operator set.
+        listed: names of initializers that are also listed among the graph inputs.
+        overridable: whether those may be overridden by a caller and so are not constants.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, base_dir: Path | None = None) -> None:
+        """Wrap *proto*, whose weights are shared, not copied.
+
+        Args:
+            proto: the model; its graph's repeated fields must not be changed afterwards.
+            base_dir: the folder that external data is relative to.
+
+        Raises:
+            InvalidModelError: the model has no graph or no standard operator set.
+        """
+        G_LOGGER.severity = G_LOGGER.CRITICAL
+        self._proto = proto
+        self.base_dir = base_dir or Path()
+        self.opset = _standard_opset(proto)
+        self.overridable = False
+        initializers = {t.name: t for t in proto.graph.initializer}
+        sparse = {t.values.name for t in proto.graph.sparse_initializer}
+        self.listed = {
+            v.name for v in proto.graph.input if v.name in initializers or v.name in sparse
+        }
+        graph = OnnxImporter.import_graph(
+            proto.graph, opset=self.opset, import_domains=proto.opset_import
+        )
+        self.inputs: list[Tensor] = list(graph.inputs)
+        self.outputs: list[Tensor] = list(graph.outputs)
+        self.nodes: dict[int, Node] = {}
+        self.by_op: dict[str, dict[int, Node]] = {}
+        self._positions: dict[int, _Position] = {}
+        self._origin: dict[int, onnx.NodeProto] = {}
+        self.changed_attributes: set[int] = set()
+        self.serial = 0
+        for index, (node, node_proto) in enumerate(zip(graph.nodes, proto.graph.node, strict=True)):
+            self._origin[id(node)] = node_proto
+            self._positions[id(node)] = _Position(index, 0)
+            self.enlist(node)
+        self._output_ids = {id(t) for t in self.outputs}
+        self._input_ids = {id(t) for t in self.inputs}
+        self.names: dict[str, int] = dict.fromkeys(_all_names(proto), 0)
+        self.header = _header_of(proto)
+        used = {t.name for t in self._reachable_constants()}
+        self.idle_initializers = [name for name in initializers if name not in used]
+        self._initializers = initializers
+        self._sparse = {t.values.name: t for t in proto.graph.sparse_initializer}
+        self._externalise()
+
+    # -- structure -----------------------------------------------------------------------------
+
+    def enlist(self, node: Node) -> None:
+        """Count *node* among the live nodes."""
+        self.nodes[id(node)] = node
+        self.by_op.setdefault(op_name(node), {})[id(node)] = node
+
+    def delist(self, node: Node) -> None:
+        """Count *node* among the live nodes no longer."""
+        del self.nodes[id(node)]
+        del self.by_op[op_name(node)][id(node)]
+
+    def place(self, node: Node, anchor: Node | None) -> None:
+        """Let *node* stand beside *anchor* in the written file."""
+        self.serial += 1
+        index = self._positions[id(anchor)].index if anchor is not None else -1
+        self._positions[id(node)] = _Position(index, self.serial)
+
+    def position(self, node: Node) -> tuple[int, int]:
+        """A key that orders nodes as they stand in the file."""
+        return self._positions[id(node)].key()
+
+    def is_input(self, tensor: Tensor) -> bool:
+        """Whether a caller feeds *tensor*."""
+        return id(tensor) in self._input_ids
+
+    def is_output(self, tensor: Tensor) -> bool:
+        """Whether *tensor* is a graph output."""
+        return id(tensor) in self._output_ids
+
+    def is_captured(self, tensor: Tensor) -> bool:
+        """Whether a subgraph (an If branch, a Loop body) reads *tensor* by name."""
+        return any(id(node) not in self.nodes for node in tensor.outputs)
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether *tensor* is an initializer that no caller may override."""
+        if not isinstance(tensor, Constant):
+            return False
+        return not (self.overridable and tensor.name in self.listed)
+
+    def sorted_nodes(self) -> list[Node]:
+        """Live nodes in topological order, otherwise as they stood in the file.
+
+        Raises:
+            InvalidModelError: the graph has a cycle.
+        """
+        waiting: dict[int, int] = {}
+        ready: list[tuple[tuple[int, int], int]] = []
+        for key, node in self.nodes.items():
+            needed = sum(1 for t in _reads(node) for p in t.inputs if id(p) in self.nodes)
+            waiting[key] = needed
+            if not needed:
+                ready.append((self.position(node), key))
+        heapq.heapify(ready)
+        owners = _subgraph_owners(self.nodes.values())
+        ordered: list[Node] = []
+        while ready:
+            _, key = heapq.heappop(ready)
+            node = self.nodes[key]
+            ordered.append(node)
+            for tensor in node.outputs:
+                for consumer in tensor.outputs:
+                    owner = owners.get(id(consumer), id(consumer))
+                    if owner not in waiting:
+                        continue
+                    waiting[owner] -= 1
+                    if not waiting[owner]:
+                        heapq.heappush(ready, (self.position(self.nodes[owner]), owner))
+        if len(ordered) != len(self.nodes):
+            done = {id(n) for n in ordered}
+            stuck = next(n for k, n in self.nodes.items() if k not in done)
+            raise InvalidModelError(
+                f"the graph has a cycle through node '{stuck.name or stuck.op}'"
+            )
+        return ordered
+
+    def constants(self) -> list[Constant]:
+        """Constants that a live node, a subgraph or a graph output reads, by first use."""
+        return list(self._reachable_constants())
+
+    def _reachable_constants(self) -> Iterator[Constant]:
+        seen: set[int] = set()
+        for tensor in self._read_tensors():
+            if isinstance(tensor, Constant) and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+
+    def _read_tensors(self) -> Iterator[Tensor]:
+        for node in self.nodes.values():
+            yield from _reads(node)
+        yield from self.outputs
+
+    # -- shapes --------------------------------------------------------------------------------
+
+    def infer_shapes(self) -> None:
+        """Run ONNX shape inference with data propagation; refine the tensors' dtypes and shapes.
+
+        Large constants take part by type only, so time and memory do not grow with the weights.
+        """
+        skeleton = self.skeleton()
+        try:
+            inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+            raise InvalidModelError(f"shape inference failed: {one_line(error)}") from error
+        infos = {v.name: v for v in inferred.graph.value_info}
+        infos.update({v.name: v for v in inferred.graph.output})
+        for node in self.nodes.values():
+            for tensor in node.outputs:
+                info = infos.get(tensor.name)
+                if info is None or not isinstance(tensor, Variable):
+                    continue
+                known = OnnxImporter.import_tensor(info)
+                if known.dtype is not None:
+                    tensor.dtype = known.dtype
+                    tensor.type = known.type
+                if known.shape is not None:
+                    tensor.shape = known.shape
+
+    def skeleton(self) -> onnx.ModelProto:
+        """The model with its large constants reduced to typed graph inputs."""
+        model = self._frame()
+        graph = model.graph
+        listed = {v.name for v in graph.input}
+        for tensor in self.constants():
+            stub = self._stub(tensor)
+            if isinstance(stub, onnx.TensorProto):
+                graph.initializer.append(stub)
+            elif stub.name not in listed:
+                graph.input.append(stub)
+        return model
+
+    def _frame(self) -> onnx.ModelProto:
+        """Header, nodes and the value infos of what still exists; no initializers."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.header)
+        graph = model.graph
+        ordered = self.sorted_nodes()
+        graph.node.extend(self.node_proto(node) for node in ordered)
+        alive = {t.name for n in ordered for t in n.outputs}
+        alive.update(t.name for t in self.constants())
+        alive.update(self.idle_initializers)
+        kept = [v for v in graph.value_info if v.name in alive]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+        return model
+
+    def _stub(self, tensor: Constant) -> onnx.TensorProto | onnx.ValueInfoProto:
+        if tensor.name in self._sparse:
+            sparse = self._sparse[tensor.name]
+            return onnx.helper.make_tensor_value_info(
+                tensor.name, sparse.values.data_type, list(sparse.dims)
+            )
+        elements = int(np.prod(tensor.shape, dtype=np.int64))
+        if elements <= _SMALL_ELEMENTS:
+            return self.tensor_proto(tensor)
+        values = tensor._values
+        data_type = (
+            values.tensor.data_type
+            if isinstance(values, LazyValues)
+            else onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+        )
+        return onnx.helper.make_tensor_value_info(tensor.name, data_type, list(tensor.shape))
+
+    # -- export --------------------------------------------------------------------------------
+
+    def without_dense_initializers(self) -> onnx.ModelProto:
+        """Everything that is written but the dense initializers, in file order."""
+        model = self._frame()
+        graph = model.graph
+        graph.sparse_initializer.extend(
+            self._sparse[t.name] for t in self.constants() if t.name in self._sparse
+        )
+        if model.ir_version < 4:
+            listed = {v.name for v in graph.input}
+            graph.input.extend(
+                onnx.helper.make_tensor_value_info(proto.name, proto.data_type, list(proto.dims))
+                for proto in self.dense_initializers()
+                if proto.name not in listed
+            )
+        return model
+
+    def dense_initializers(self) -> Iterator[onnx.TensorProto]:
+        """The dense initializers to write, one at a time; external data stays a stub.
+
+        Loaded ones come first, in file order, then new ones in the order of their first use.
+        """
+        used = {t.name: t for t in self.constants() if t.name not in self._sparse}
+        idle = set(self.idle_initializers)
+        for name, proto in self._initializers.items():
+            tensor = used.pop(name, None)
+            if tensor is not None:
+                yield self.tensor_proto(tensor)
+            elif name in idle:
+                yield proto
+        for tensor in used.values():
+            yield self.tensor_proto(tensor)
+
+    def tensor_proto(self, tensor: Constant) -> onnx.TensorProto:
+        """The message for *tensor*: the loaded one if untouched (not a copy), else a new one."""
+        values = tensor._values
+        if isinstance(values, LazyValues):
+            return values.tensor
+        return numpy_helper.from_array(
+            np.ascontiguousarray(values).reshape(values.shape), tensor.name
+        )
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The whole model as one message in memory, with external data loaded."""
+        model = self.without_dense_initializers()
+        for proto in self.dense_initializers():
+            slot = model.graph.initializer.add()
+            slot.CopyFrom(proto)
+            if onnx.external_data_helper.uses_external_data(slot):
+                onnx.external_data_helper.load_external_data_for_tensor(slot, str(self.base_dir))
+                slot.data_location = onnx.TensorProto.DEFAULT
+                del slot.external_data[:]
+        return model
+
+    def node_proto(self, node: Node) -> onnx.NodeProto:
+        """The message for a live *node*: the loaded one, rewired, unless its attributes changed."""
+        origin = self._origin.get(id(node))
+        if origin is None:
+            return OnnxExporter.export_node(node)
+        proto = onnx.NodeProto()
+        proto.CopyFrom(origin)
+        del proto.input[:]
+        proto.input.extend(t.name for t in node.inputs)
+        del proto.output[:]
+        proto.output.extend(t.name for t in node.outputs)
+        if id(node) in self.changed_attributes:
+            del proto.attribute[:]
+            proto.attribute.extend(OnnxExporter.export_attributes(node.attrs))
+        return proto
+
+    # -- whole-model facts ---------------------------------------------------------------------
+
+    def unlist_initializers(self) -> int:
+        """Treat initializers that are listed as inputs as constants; return how many there were.
+
+        Until IR version 3 every initializer had to be listed, which made all weights formally
+        overridable and keeps a runtime from folding them.
+        """
+        count = len(self.listed)
+        if not count:
+            return 0
+        kept = [v for v in self.header.graph.input if v.name not in self.listed]
+        del self.header.graph.input[:]
+        self.header.graph.input.extend(kept)
+        self.header.ir_version = max(self.header.ir_version, 4)
+        self.listed = set()
+        return count
+
+    def _externalise(self) -> None:
+        for tensor in self._reachable_constants():
+            values = tensor._values
+            if not isinstance(values, LazyValues) or tensor.name in self._sparse:
+                continue
+            if onnx.external_data_helper.uses_external_data(values.tensor):
+                tensor._values = _ExternalValues(values.tensor, self.base_dir)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of *error* in one line, without the checker's context dump."""
+    text = str(error).split("==> Context")[0]
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _standard_opset(proto: onnx.ModelProto) -> int:
+    for entry in proto.opset_import:
+        if entry.domain in DEFAULT_DOMAINS:
+            return entry.version
+    raise InvalidModelError("the model imports no standard ONNX operator set")
+
+
+def _header_of(proto: onnx.ModelProto) -> onnx.ModelProto:
+    header = onnx.ModelProto()
+    for descriptor, value in proto.ListFields():
+        if descriptor.name == "graph":
+            continue
+        if hasattr(value, "extend"):
+            getattr(header, descriptor.name).extend(value)
+        else:
+            setattr(header, descriptor.name, value)
+    skipped = {"node", "initializer", "sparse_initializer"}
+    for descriptor, value in proto.graph.ListFields():
+        if descriptor.name in skipped:
+            continue
+        if hasattr(value, "extend"):
+            getattr(header.graph, descriptor.name).extend(value)
+        else:
+            setattr(header.graph, descriptor.name, value)
+    return header
+
+
+def _all_names(proto: onnx.ModelProto) -> Iterator[str]:
+    stack: list[onnx.GraphProto] = [proto.graph]
+    while stack:
+        graph = stack.pop()
+        yield from (t.name for t in graph.initializer)
+        yield from (v.name for v in graph.input)
+        for node in graph.node:
+            yield from (n for n in (node.name, *node.output) if n)
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    stack.append(attribute.g)
+                stack.extend(attribute.graphs)
+
+
+def _reads(node: Node) -> list[Tensor]:
+    """Tensors *node* reads, by its inputs or by capture in its subgraphs."""
+    tensors = list(node.inputs)
+    for subgraph in node.subgraphs(recursive=True):
+        for inner in subgraph.nodes:
+            tensors.extend(inner.inputs)
+        tensors.extend(subgraph.outputs)
+    return tensors
+
+
+def _subgraph_owners(nodes: Iterable[Node]) -> dict[int, int]:
+    owners: dict[int, int] = {}
+    for node in nodes:
+        for subgraph in node.subgraphs(recursive=True):
+            for inner in subgraph.nodes:
+                owners[id(inner)] = id(node)
+    return owners

@@ -1,0 +1,1 @@
+"""The tuning floor: which rewrites to keep."""

@@ -1,0 +1,54 @@
+"""A rewrite that could be made: what it is, and which other sites are the same."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from pwopt.graph import Constant, Facts, Node, Tensor
+from pwopt.passes.contract import Match, Pass, Variant
+
+__all__ = ["AnyPass", "Candidate", "signature"]
+
+AnyPass = Pass[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One site that matched.
+
+    Attributes:
+        ordinal: stable number, counted over all candidates of a run in the order proposed.
+        site: the root node's name.
+        signature: equal for sites that do the same work (operators, attributes, shapes, dtypes).
+        variants: what the pass offers there.
+    """
+
+    ordinal: int
+    pass_: AnyPass
+    match: Match
+    site: str
+    signature: str
+    variants: tuple[Variant, ...]
+
+
+def signature(pass_: AnyPass, match: Match, facts: Facts) -> str:
+    """A digest of the pass and of the operators, attributes and shapes that *match* covers."""
+    numbers: dict[int, int] = {}
+    digest = hashlib.sha256(pass_.spec().encode())
+    for node in match.nodes:
+        digest.update(_describe(node, facts, numbers).encode())
+    return digest.hexdigest()[:16]
+
+
+def _describe(node: Node, facts: Facts, numbers: dict[int, int]) -> str:
+    def tensor(t: Tensor) -> str:
+        number = numbers.setdefault(id(t), len(numbers))
+        kind = "c" if isinstance(t, Constant) else "v"
+        return f"{kind}{number}{facts.dtype(t)}{facts.shape(t)}"
+
+    attributes = sorted((k, str(v)) for k, v in node.attrs.items())
+    reads = [tensor(t) for t in node.inputs]
+    writes = [tensor(t) for t in node.outputs]
+    return f"{facts.op(node)}{attributes}{reads}{writes};"

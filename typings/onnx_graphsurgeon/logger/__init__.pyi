@@ -1,0 +1,5 @@
+class _Logger:
+    severity: int
+    CRITICAL: int
+
+G_LOGGER: _Logger
