@@ -1,8 +1,28 @@
 """The graph floor: the only part of pwopt that knows onnx and onnx-graphsurgeon."""
 
 from pwopt.graph.facts import ConvFacts, Facts, ValuesView
-from pwopt.graph.io import Written, file_sha256, find_nan, load, parse, save
-from pwopt.graph.model import Constant, Dim, Model, Node, Shape, Tensor, Variable, op_name
+from pwopt.graph.io import (
+    Written,
+    file_sha256,
+    find_nan,
+    load,
+    parse,
+    raise_opset,
+    save,
+    save_copy,
+    size_on_disk,
+)
+from pwopt.graph.model import (
+    Constant,
+    Dim,
+    Model,
+    ModelProto,
+    Node,
+    Shape,
+    Tensor,
+    Variable,
+    op_name,
+)
 from pwopt.graph.rewriter import Rewriter
 
 __all__ = [
@@ -11,6 +31,7 @@ __all__ = [
     "Dim",
     "Facts",
     "Model",
+    "ModelProto",
     "Node",
     "Rewriter",
     "Shape",
@@ -23,5 +44,8 @@ __all__ = [
     "load",
     "op_name",
     "parse",
+    "raise_opset",
     "save",
+    "save_copy",
+    "size_on_disk",
 ]

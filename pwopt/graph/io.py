@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +15,25 @@ from typing import IO
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import numpy_helper
+from onnx import numpy_helper, version_converter
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from pwopt.errors import InvalidModelError, OutputError
+from pwopt.errors import InvalidModelError, OutputError, UsageError
 from pwopt.graph.model import DEFAULT_DOMAINS, Model, one_line
 
-__all__ = ["Written", "atomic_write", "check", "file_sha256", "find_nan", "load", "parse", "save"]
+__all__ = [
+    "Written",
+    "atomic_write",
+    "check",
+    "file_sha256",
+    "find_nan",
+    "load",
+    "parse",
+    "raise_opset",
+    "save",
+    "save_copy",
+    "size_on_disk",
+]
 
 _MODEL_GRAPH = 7
 _GRAPH_INITIALIZER = 5
@@ -287,6 +300,52 @@ def _save_external(model: Model, head: onnx.ModelProto, path: Path) -> Written:
     text = head.SerializeToString()
     atomic_write(path, lambda file: _discard(file.write(text)))
     return Written(path, hashlib.sha256(text).hexdigest(), len(text) + data_path.stat().st_size)
+
+
+def save_copy(source: Path, path: Path) -> Written:
+    """Copy a model file as it is; with external data it is read and written anew.
+
+    Raises:
+        OutputError: the copy cannot be written.
+    """
+    model = load(source)
+    if any(uses_external_data(proto) for proto in model.dense_initializers()):
+        return save(model, path)
+    if not (path.exists() and path.samefile(source)):
+
+        def copy(file: IO[bytes]) -> None:
+            with source.open("rb") as original:
+                shutil.copyfileobj(original, file, _CHUNK)
+
+        atomic_write(path, copy)
+    return Written(path, file_sha256(path), path.stat().st_size)
+
+
+def size_on_disk(path: Path, model: Model) -> int:
+    """Bytes of a model file and of the external data it refers to."""
+    external = sum(
+        ExternalDataInfo(proto).length or 0
+        for proto in model.dense_initializers()
+        if uses_external_data(proto)
+    )
+    return path.stat().st_size + external
+
+
+def raise_opset(model: Model, opset: int) -> Model:
+    """*model* converted to a newer standard operator set by ONNX's version converter.
+
+    Raises:
+        UsageError: *opset* is older than the model's, or the converter cannot do it.
+    """
+    if opset < model.opset:
+        raise UsageError(f"--opset {opset} is older than the model's opset {model.opset}")
+    if opset == model.opset:
+        return model
+    try:
+        converted = version_converter.convert_version(model.to_proto(), opset)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"--opset {opset}: cannot be converted: {one_line(error)}") from error
+    return parse(converted)
 
 
 def _discard(_: int) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "Constant",
     "Dim",
     "Model",
+    "ModelProto",
     "Node",
     "Shape",
     "Tensor",
@@ -39,6 +40,7 @@ Node = gs.Node
 Tensor = gs.Tensor
 Variable = gs.Variable
 Constant = gs.Constant
+ModelProto = onnx.ModelProto
 
 Dim = int | str | None
 """A dimension: known, symbolic, or unknown."""
@@ -236,10 +238,16 @@ class Model:
 
     # -- shapes --------------------------------------------------------------------------------
 
-    def infer_shapes(self) -> None:
-        """Run ONNX shape inference with data propagation; refine the tensors' dtypes and shapes.
+    def inferred_types(self) -> list[tuple[Variable, Any, Any]]:
+        """Run ONNX shape inference with data propagation.
 
         Large constants take part by type only, so time and memory do not grow with the weights.
+
+        Returns:
+            (tensor, dtype, shape) for every tensor about which more is known than it says.
+
+        Raises:
+            InvalidModelError: operators contradict each other's types.
         """
         skeleton = self.skeleton()
         try:
@@ -248,17 +256,24 @@ class Model:
             raise InvalidModelError(f"shape inference failed: {one_line(error)}") from error
         infos = {v.name: v for v in inferred.graph.value_info}
         infos.update({v.name: v for v in inferred.graph.output})
+        news: list[tuple[Variable, Any, Any]] = []
         for node in self.nodes.values():
             for tensor in node.outputs:
                 info = infos.get(tensor.name)
                 if info is None or not isinstance(tensor, Variable):
                     continue
                 known = OnnxImporter.import_tensor(info)
-                if known.dtype is not None:
-                    tensor.dtype = known.dtype
-                    tensor.type = known.type
-                if known.shape is not None:
-                    tensor.shape = known.shape
+                dtype = tensor.dtype if known.dtype is None else known.dtype
+                shape = tensor.shape if known.shape is None else known.shape
+                if dtype != tensor.dtype or shape != tensor.shape:
+                    news.append((tensor, dtype, shape))
+        return news
+
+    def infer_shapes(self) -> None:
+        """Let the tensors say what shape inference knows about their dtypes and shapes."""
+        for tensor, dtype, shape in self.inferred_types():
+            tensor.dtype = dtype
+            tensor.shape = shape
 
     def skeleton(self) -> onnx.ModelProto:
         """The model with its large constants reduced to typed graph inputs."""

@@ -7,6 +7,7 @@ stays linear in the size of the graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,12 @@ class Rewriter:
         self._undo.append(lambda: _swap_output(node, index, old))
         self._touch(node)
 
+    def infer_shapes(self) -> None:
+        """Refine dtypes and shapes by ONNX shape inference; undone like any other change."""
+        for tensor, dtype, shape in self.model.inferred_types():
+            self._undo.append(partial(_set_type, tensor, tensor.dtype, tensor.shape))
+            _set_type(tensor, dtype, shape)
+
     def drop_idle_initializers(self) -> int:
         """Forget initializers that nothing reads; return how many there were."""
         model = self.model
@@ -273,6 +280,11 @@ class Rewriter:
 
 # Graphsurgeon's own list operations compare nodes by value, which is slow and can hit an equal
 # sibling; these work by identity, and find early consumers first because passes go forward.
+
+
+def _set_type(tensor: Variable, dtype: Any, shape: Any) -> None:
+    tensor.dtype = dtype
+    tensor.shape = shape
 
 
 def _drop(items: list[Node], node: Node) -> None:

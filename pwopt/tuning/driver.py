@@ -7,18 +7,17 @@ at whole models and live one floor up.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pwopt.errors import PwoptError
 from pwopt.graph import Constant, Facts, Model, Node, Rewriter
 from pwopt.passes.contract import Match, Variant
-from pwopt.remark import Decline, Fact, Kind, Remark, Verdict
+from pwopt.remark import Decline, Fact, Kind, Remark, Tally, Verdict
 from pwopt.tuning.candidate import AnyPass, Candidate, signature
 
-__all__ = ["Change", "Driver", "Ledger", "keep_all"]
+__all__ = ["Change", "Checkpoint", "Driver", "Ledger", "keep_all"]
 
 _REWRITES_PER_NODE = 8
 """More rewrites than this per node mean that passes undo each other; the run stops and says so."""
@@ -51,8 +50,12 @@ def _commit(_: Change) -> Verdict:
 
 @dataclass
 class Ledger:
-    """The remarks of a run, one per site; sites are roots that a pass visited."""
+    """The remarks of a run, one per site; sites are roots that a pass visited.
 
+    A root that a pass rewrote counts as another site if the pass rewrites it once more.
+    """
+
+    sites: int = 0
     _settled: list[Remark] = field(default_factory=list)
     _open: dict[tuple[str, int], tuple[Node, Remark]] = field(default_factory=dict)
     _closed: dict[tuple[str, int], Node] = field(default_factory=dict)
@@ -60,20 +63,41 @@ class Ledger:
     def candidate(self, node: Node, remark: Remark) -> None:
         """Record what became of a candidate at *node*."""
         key = (remark.pass_name, id(node))
-        self._open.pop(key, None)
+        if self._open.pop(key, None) is None:
+            self.sites += 1
         self._closed[key] = node
         self._settled.append(remark)
 
     def declined(self, node: Node, remark: Remark) -> None:
         """Record a decline, unless the pass already rewrote this site or had it refused."""
         key = (remark.pass_name, id(node))
-        if key not in self._closed:
-            self._open[key] = (node, remark)
+        if key in self._closed:
+            return
+        if key not in self._open:
+            self.sites += 1
+        self._open[key] = (node, remark)
+
+    def copy(self) -> Ledger:
+        """An account that goes on from here on its own."""
+        return Ledger(self.sites, list(self._settled), dict(self._open), dict(self._closed))
 
     def remarks(self) -> list[Remark]:
         """All remarks: candidates in the order of their ordinals, then declines."""
         settled = sorted(self._settled, key=lambda r: r.ordinal or 0)
-        return settled + [remark for _, remark in self._open.values()]
+        remarks = settled + [remark for _, remark in self._open.values()]
+        # The accounting identity: no site is lost, none counted twice.
+        assert Tally.of(remarks).visited == self.sites
+        return remarks
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A state of a :class:`Driver`."""
+
+    mark: int
+    ledger: Ledger
+    refused: dict[tuple[str, int], Node]
+    proposed: int
 
 
 class Driver:
@@ -84,13 +108,26 @@ class Driver:
         self.facts = Facts(model)
         self.rewriter = Rewriter(model)
         self.ledger = Ledger()
-        self._ordinals: Iterator[int] = itertools.count(1)
+        self._refused: dict[tuple[str, int], Node] = {}
+        self._proposed = 0
 
-    def restart(self, mark: int) -> None:
-        """Take the model back to *mark* and begin a new account."""
-        self.rewriter.rollback(mark)
-        self.ledger = Ledger()
-        self._ordinals = itertools.count(1)
+    @property
+    def proposed(self) -> int:
+        """The ordinal of the latest candidate."""
+        return self._proposed
+
+    def checkpoint(self) -> Checkpoint:
+        """A point to come back to."""
+        return Checkpoint(
+            self.rewriter.mark(), self.ledger.copy(), dict(self._refused), self._proposed
+        )
+
+    def restore(self, point: Checkpoint) -> None:
+        """Take model and account back to *point*."""
+        self.rewriter.rollback(point.mark)
+        self.ledger = point.ledger.copy()
+        self._refused = dict(point.refused)
+        self._proposed = point.proposed
 
     def run(
         self, pass_: AnyPass, choose: Choose = keep_all, review: Review = _commit
@@ -106,13 +143,12 @@ class Driver:
         model = self.model
         queue = deque(self._sites(pass_))
         waiting = {id(n) for n in queue}
-        refused: dict[int, Node] = {}
         limit = _REWRITES_PER_NODE * (len(model.nodes) + 16)
         applied = visited = 0
         while queue:
             node = queue.popleft()
             waiting.discard(id(node))
-            if id(node) not in model.nodes or id(node) in refused:
+            if id(node) not in model.nodes or (pass_.name, id(node)) in self._refused:
                 continue
             visited += 1
             result = pass_.match(node, self.facts)
@@ -120,7 +156,7 @@ class Driver:
                 self._record_decline(pass_, node, result)
                 continue
             if not self._attempt(pass_, node, result, choose, review):
-                refused[id(node)] = node
+                self._refused[pass_.name, id(node)] = node
                 continue
             applied += 1
             if applied > limit:
@@ -134,8 +170,9 @@ class Driver:
     def _attempt(
         self, pass_: AnyPass, node: Node, match: Match, choose: Choose, review: Review
     ) -> bool:
+        self._proposed += 1
         candidate = Candidate(
-            next(self._ordinals),
+            self._proposed,
             pass_,
             match,
             self.facts.site(node),
@@ -143,15 +180,17 @@ class Driver:
             pass_.variants(match),
         )
         chosen = choose(candidate)
+        facts: dict[str, Fact] = {"signature": candidate.signature}
+        if len(candidate.variants) > 1:
+            facts["variants"] = [v.name for v in candidate.variants]
         if isinstance(chosen, Verdict):
-            self._record(candidate, node, chosen, {})
+            self._record(candidate, node, chosen, facts)
             return False
         mark = self.rewriter.mark()
         pass_.rewrite(match, chosen, self.rewriter)
         removed, added = self.rewriter.changes(mark)
         self._assert_well_formed(candidate, added)
         verdict = review(Change(candidate, chosen, removed, added))
-        facts: dict[str, Fact] = {"signature": candidate.signature}
         if len(candidate.variants) > 1:
             facts["variant"] = chosen.name
         self._record(candidate, node, verdict, facts)

@@ -1,0 +1,402 @@
+"""The straight line from a model file to a verified, measured, faster one, and its report."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+import pwopt
+from pwopt import passes as catalogue
+from pwopt.cost import model_cost
+from pwopt.errors import InvalidModelError, OutputError, VerificationError
+from pwopt.graph import (
+    Model,
+    Written,
+    file_sha256,
+    find_nan,
+    load,
+    raise_opset,
+    save,
+    save_copy,
+    size_on_disk,
+)
+from pwopt.remark import Kind, Remark, Tally, Verdict
+from pwopt.result import CostChange, ErrorFigures, LatencyFigures, ModelFile, Report, Totals
+from pwopt.runtime import (
+    Comparison,
+    Feeds,
+    Reference,
+    UntestableError,
+    Verification,
+    load_inputs,
+    make_inputs,
+    open_session,
+    reference_target,
+    resolve,
+)
+from pwopt.target import Target
+from pwopt.tuning.candidate import AnyPass
+from pwopt.tuning.driver import Driver
+from pwopt.tuning.gate import analytic_review
+from pwopt.tuning.pipeline import Ruling, Rulings
+from pwopt.tuning.search import Effort, Found, search, settle
+from pwopt.tuning.workbench import Build, Progress, Workbench
+
+__all__ = ["Options", "optimize"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to optimize; the fields are the command line's options of the same names.
+
+    Attributes:
+        effort: ``none`` decides by an analytic cost model, without a clock; ``quick`` takes about
+            a minute; ``full`` goes on until nothing improves.
+        passes: run only these (with their options); ``None`` runs the default ones. With effort
+            ``none``, passes asked for by name are applied wherever they are correct.
+        skip_passes: names of passes to leave out.
+        opset: raise the standard operator set to this version first; ``None`` keeps it.
+        keep_overridable_initializers: do not treat initializers that are listed among the inputs
+            (as IR version 3 required) as constants.
+        max_error: tolerance for exact rewrites, relative to each output's scale; ``None`` takes a
+            small multiple of what the original itself shows between optimization levels.
+        max_size_growth: largest allowed ratio of file sizes.
+        inputs: an ``.npz``/``.npy`` file with real inputs to verify and time with.
+        rewrite_limit: apply only the first so many candidates.
+        overwrite: allow the output to replace the input.
+        dry_run: write nothing.
+        seed: for generated inputs and bootstrap intervals.
+    """
+
+    effort: Effort = Effort.QUICK
+    passes: tuple[AnyPass, ...] | None = None
+    skip_passes: tuple[str, ...] = ()
+    opset: int | None = None
+    keep_overridable_initializers: bool = False
+    max_error: float | None = None
+    max_size_growth: float = 2.0
+    inputs: Path | None = None
+    rewrite_limit: int | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    seed: int = 0
+
+
+def _silent(_: str, __: float | None) -> None:
+    return None
+
+
+@dataclass
+class _Stages:
+    """Wall-clock seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+
+def optimize(
+    model: str | Path,
+    output: str | Path | None = None,
+    target: Target = Target(),  # noqa: B008 - frozen
+    options: Options = Options(),  # noqa: B008 - frozen
+    progress: Progress = _silent,
+) -> Report:
+    """Optimize a model file for a target, write the result and say what was done.
+
+    Args:
+        model: path of the ONNX model.
+        output: where to write; default ``<stem>.opt.onnx`` beside the model.
+        target: provider, threads and the shapes that fix dynamic dimensions for measuring.
+        options: what to try and how long.
+        progress: told what is going on.
+
+    Returns:
+        The report; ``report.output.path`` is ``None`` for a dry run.
+
+    Raises:
+        PwoptError: the model is invalid, the target unavailable, the output not writable, or
+            dimensions that measuring needs are unknown. Nothing is written then.
+    """
+    source = Path(model)
+    destination = Path(output) if output is not None else source.with_suffix(".opt.onnx")
+    _assert_writable(source, destination, options)
+    return _Line(source, destination, resolve(target), options, progress).run()
+
+
+def _assert_writable(source: Path, destination: Path, options: Options) -> None:
+    if options.dry_run:
+        return
+    if not options.overwrite and source.exists() and destination.exists():
+        if source.samefile(destination):
+            raise OutputError(f"{destination}: is the input itself; pass --overwrite to replace it")
+    if destination.is_dir():
+        raise OutputError(f"{destination}: is a folder; name a file")
+    if not destination.parent.is_dir():
+        raise OutputError(f"{destination}: the folder {destination.parent} does not exist")
+
+
+class _Line:
+    """One run of the line, stage after stage; no stage calls an earlier one."""
+
+    def __init__(
+        self,
+        source: Path,
+        destination: Path,
+        target: Target,
+        options: Options,
+        progress: Progress,
+    ) -> None:
+        self.source = source
+        self.destination = destination
+        self.target = target
+        self.options = options
+        self.progress = progress
+        self.stages = _Stages()
+        self.notes: list[str] = []
+
+    def run(self) -> Report:
+        with tempfile.TemporaryDirectory(prefix="pwopt-") as scratch:
+            with self.stages.stage("load"):
+                model = self._load()
+            with self.stages.stage("reference"):
+                feeds, reference = self._reference(model)
+            bench = self._workbench(model, reference, feeds, Path(scratch))
+            try:
+                with self.stages.stage("search"):
+                    found = self._search(bench)
+                with self.stages.stage("write"):
+                    final = self._write(bench, found)
+            finally:
+                bench.close()
+        return self._report(found, final, len(feeds))
+
+    # -- stages --------------------------------------------------------------------------------
+
+    def _load(self) -> Model:
+        self.progress("loading", None)
+        model = load(self.source)
+        broken = find_nan(model)
+        if broken is not None:
+            raise InvalidModelError(f"{self.source}: initializer '{broken}' holds NaN")
+        self.before = self._totals(model, size_on_disk(self.source, model))
+        self.opset_before = model.opset
+        if self.options.opset is not None:
+            model = raise_opset(model, self.options.opset)
+            self.notes.append(f"The opset was raised from {self.opset_before} to {model.opset}.")
+        if self.options.keep_overridable_initializers:
+            model.overridable = True
+        elif model.listed:
+            count = model.unlist_initializers()
+            self.notes.append(
+                f"{count} initializers were listed among the inputs, which made them overridable;"
+                " they are treated as constants (--keep-overridable-initializers prevents this)."
+            )
+        return model
+
+    def _reference(self, model: Model) -> tuple[list[Feeds], Reference | None]:
+        self.progress("running the original", None)
+        target = reference_target(self.target)
+        session = open_session(self.source, target, optimized=False)
+        rng = np.random.default_rng(self.options.seed)
+        try:
+            if self.options.inputs is not None:
+                feeds = load_inputs(self.options.inputs, session.interface)
+            else:
+                feeds = make_inputs(session.interface.inputs, self.target, rng)
+            depth = sum(len(model.by_op.get(op, {})) for op in ("Conv", "Gemm", "MatMul"))
+            reference = Reference.of(
+                self.source,
+                self.target,
+                feeds,
+                depth=max(depth, 1),
+                max_error=self.options.max_error,
+            )
+        except UntestableError as error:
+            self.notes.append(
+                f"The original could not be executed, so nothing was changed: {error}"
+                " (give real inputs with --calibration FILE.npz)."
+            )
+            return [], None
+        finally:
+            session.close()
+        return feeds, reference
+
+    def _workbench(
+        self,
+        model: Model,
+        reference: Reference | None,
+        feeds: Sequence[Feeds],
+        scratch: Path,
+    ) -> Workbench:
+        driver = Driver(model)
+        driver.rewriter.infer_shapes()
+        simplify, lower = self._selected()
+        clockless = self.options.effort is Effort.NONE and self.options.passes is None
+        return Workbench(
+            driver,
+            self.source,
+            scratch,
+            reference,
+            feeds,
+            self.target,
+            simplify=simplify,
+            lower=lower,
+            review=analytic_review(driver.facts, {}) if clockless else None,
+            seed=self.options.seed,
+            max_bytes=self.options.max_size_growth * self.before.size_bytes,
+            progress=self.progress,
+        )
+
+    def _selected(self) -> tuple[tuple[AnyPass, ...], tuple[AnyPass, ...]]:
+        """The passes to run: (simplifying, lowering), in catalogue order."""
+        skipped = set(self.options.skip_passes)
+        for name in skipped:
+            catalogue.find(name)
+        chosen = self.options.passes
+        if chosen is None:
+            chosen = tuple(p for p in catalogue.ALL if p.by_default)
+        order = [p.name for p in catalogue.ALL]
+        chosen = tuple(
+            sorted(
+                (p for p in chosen if p.name not in skipped and not p.required),
+                key=lambda p: order.index(p.name),
+            )
+        )
+        lowering = {p.name for p in catalogue.LOWER}
+        return (
+            tuple(p for p in chosen if p.name not in lowering),
+            tuple(p for p in chosen if p.name in lowering),
+        )
+
+    def _search(self, bench: Workbench) -> Found:
+        rulings = Rulings(limit=self.options.rewrite_limit)
+        if bench.reference is None:
+            return Found(None, None, "the original cannot be executed on this target")
+        try:
+            if self.options.effort is Effort.NONE:
+                return self._without_clock(bench, rulings)
+            return search(bench, self.options.effort, rulings)
+        except VerificationError as error:
+            self.notes.append(f"{error}; the original is kept.")
+            return Found(None, None, "no rewritten model could be verified")
+
+    def _without_clock(self, bench: Workbench, rulings: Rulings) -> Found:
+        build = settle(bench, bench.build(rulings))
+        return Found(build, None, build.stop.value)
+
+    def _write(self, bench: Workbench, found: Found) -> _Final:
+        """Build the winner once more, with the last word on every site, and save it."""
+        self.progress("writing", None)
+        if found.build is None:
+            written = None if self.options.dry_run else save_copy(self.source, self.destination)
+            return _Final(
+                written or Written(self.source, file_sha256(self.source), self.before.size_bytes),
+                self.opset_before,
+                self.before,
+                tuple(_overruled(bench)),
+                None,
+            )
+        build = bench.build(found.build.rulings)
+        verification = bench.verify(build)
+        model = bench.driver.model
+        written = build.written if self.options.dry_run else save(model, self.destination)
+        return _Final(
+            written,
+            model.opset,
+            self._totals(model, written.size_bytes),
+            tuple(_annotated(r, build.rulings) for r in build.remarks),
+            verification,
+        )
+
+    def _totals(self, model: Model, size_bytes: int) -> Totals:
+        cost = model_cost(model, self.target.input_shapes)
+        return Totals(cost.params, cost.macs, size_bytes)
+
+    def _report(self, found: Found, final: _Final, inputs: int) -> Report:
+        names = dict.fromkeys(r.pass_name for r in final.remarks)
+        return Report(
+            pwopt=pwopt.__version__,
+            model=ModelFile(
+                self.source, file_sha256(self.source), self.opset_before, self.before.size_bytes
+            ),
+            output=ModelFile(
+                None if self.options.dry_run else self.destination,
+                final.written.sha256,
+                final.opset,
+                final.written.size_bytes,
+            ),
+            target=self.target,
+            latency=_latency(found.comparison) if found.build is not None else None,
+            error=_error(final.verification, inputs),
+            cost=CostChange(self.before, final.totals),
+            passes={n: Tally.of([r for r in final.remarks if r.pass_name == n]) for n in names},
+            remarks=final.remarks,
+            seconds=self.stages.seconds,
+            stop_reason=found.reason,
+            notes=tuple(self.notes),
+        )
+
+
+@dataclass(frozen=True)
+class _Final:
+    """What was written in the end."""
+
+    written: Written
+    opset: int
+    totals: Totals
+    remarks: tuple[Remark, ...]
+    verification: Verification | None
+
+
+def _latency(comparison: Comparison | None) -> LatencyFigures | None:
+    if comparison is None:
+        return None
+    return LatencyFigures(
+        comparison.baseline.median_ms,
+        comparison.candidate.median_ms,
+        comparison.speedup,
+        comparison.ci95,
+        comparison.pairs,
+    )
+
+
+def _error(verification: Verification | None, inputs: int) -> ErrorFigures:
+    """The deviation of what was written; an untouched original has none."""
+    if verification is None:
+        return ErrorFigures(0.0, 0.0, inputs)
+    untested = tuple(f"{o.name}: {o.why}" for o in verification.outputs if not o.tested)
+    return ErrorFigures(
+        verification.max_relative, verification.tolerance, verification.inputs, untested
+    )
+
+
+def _annotated(remark: Remark, rulings: Rulings) -> Remark:
+    """The remark of a candidate with what led to its ruling (measured speedups, errors)."""
+    if remark.ordinal is None:
+        return remark
+    ruling = rulings.find(remark.ordinal, remark.pass_name, str(remark.facts["signature"]))
+    return replace(remark, facts={**remark.facts, **ruling.facts})
+
+
+def _overruled(bench: Workbench) -> Iterator[Remark]:
+    """The remarks of the canonicalised model, none of whose changes was written."""
+    build = bench.build(Rulings(default=Ruling(Verdict.HELD)))
+    for remark in build.remarks:
+        if remark.kind is Kind.APPLIED:
+            yield replace(remark, kind=Kind.HELD, reason=Verdict.HELD.value)
+        else:
+            yield remark

@@ -1,0 +1,303 @@
+"""The choice among rewrites: what is verified and measured faster stays, nothing else.
+
+Simplifying passes are applied together and taken away one by one (what is not missed goes);
+lowering passes are tried on top, all sites at once and then group by group. Every comparison is
+between whole models, in pairs, in one process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from pwopt.errors import VerificationError
+from pwopt.remark import Fact, Kind, Remark, Verdict
+from pwopt.runtime import Comparison
+from pwopt.tuning.pipeline import Ruling, Rulings
+from pwopt.tuning.workbench import Build, Precision, Workbench
+
+__all__ = ["Effort", "Found", "search"]
+
+MARGIN = 0.005
+"""A rewrite stays only if the worse end of its interval shows more than this gain."""
+
+
+_OBJECTIONS = (Verdict.REJECTED_WRONG, Verdict.REJECTED_SIZE)
+
+
+class Effort(StrEnum):
+    """How much time to spend."""
+
+    NONE = "none"
+    QUICK = "quick"
+    FULL = "full"
+
+
+@dataclass(frozen=True)
+class _Budget:
+    total_s: float
+    trial: Precision
+    confirm: Precision
+
+
+_BUDGETS = {
+    Effort.QUICK: _Budget(60.0, Precision(7, 31, 4.0), Precision(15, 81, 10.0)),
+    Effort.FULL: _Budget(1200.0, Precision(11, 61, 12.0), Precision(21, 121, 30.0)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The end of a search.
+
+    Attributes:
+        build: the model to write; ``None`` means the original, untouched.
+        comparison: the original against it; ``None`` if nothing was timed.
+        reason: why the search ended.
+    """
+
+    build: Build | None
+    comparison: Comparison | None
+    reason: str
+
+
+def search(bench: Workbench, effort: Effort, rulings: Rulings) -> Found:
+    """Find the fastest verified model within the effort's time.
+
+    Args:
+        bench: the model and the target.
+        effort: quick or full.
+        rulings: what the user decided already (limits, ordinals); never overruled.
+    """
+    return _Search(bench, _BUDGETS[effort], rulings, thorough=effort is Effort.FULL).run()
+
+
+def settle(bench: Workbench, build: Build) -> Build:
+    """Take back whatever makes *build* wrong or too large.
+
+    The guilty candidate is found by bisecting over ordinals; its group is rejected and the
+    model built anew, until nothing is left to object to.
+
+    Raises:
+        VerificationError: even the canonicalised model differs from the original.
+    """
+    objection = bench.objection(build)
+    if objection is not None:
+        _assert_base_is_fine(bench, build)
+    while objection is not None:
+        low, high = 0, build.proposed
+        while high - low > 1:
+            middle = (low + high) // 2
+            if bench.objection(bench.build(replace(build.rulings, limit=middle))) is None:
+                low = middle
+            else:
+                high = middle
+        guilty = next(r for r in build.remarks if r.ordinal == high)
+        group = (guilty.pass_name, str(guilty.facts["signature"]))
+        build = bench.build(_with_group(build.rulings, group, objection))
+        objection = bench.objection(build)
+    return build
+
+
+def _assert_base_is_fine(bench: Workbench, build: Build) -> None:
+    base = bench.build(replace(build.rulings, limit=0))
+    if bench.objection(base) is not None:
+        verification = bench.verify(base)
+        why = verification.reason if verification is not None else "it is too large"
+        raise VerificationError(f"the canonicalised model differs from the original: {why}")
+
+
+class _Search:
+    """One run: the best build so far, and the rulings that led to it."""
+
+    def __init__(
+        self, bench: Workbench, budget: _Budget, rulings: Rulings, *, thorough: bool
+    ) -> None:
+        self.bench = bench
+        self.budget = budget
+        self.rulings = rulings
+        self.thorough = thorough
+        self.deadline = time.monotonic() + budget.total_s
+        self.stopped_early = False
+
+    def run(self) -> Found:
+        for pass_ in self.bench.lower:
+            self._rule_pass(pass_.name, Ruling(Verdict.HELD))
+        base = self._build(replace(self.rulings, default=Ruling(Verdict.HELD)))
+        best = self._build(self.rulings)
+        if best.written.sha256 != base.written.sha256:
+            best = self._prune(base, best)
+            best = self._choose_variants(best)
+        for pass_ in self.bench.lower:
+            best = self._lower(best, pass_.name)
+        return self._confirm(base, self._build(self.rulings))
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def _prune(self, base: Build, best: Build) -> Build:
+        """Take passes away one by one; what is not missed stays away."""
+        total = self._compare(base, best, "simplified")
+        names = best.applied
+        if len(names) == 1:
+            self._rule_pass(names[0], _ruling(total))
+            return best if _is_gain(total) else base
+        for name in reversed(names):
+            refused = Ruling(Verdict.REJECTED_SLOWER)
+            without = self._build(_with_pass(self.rulings, name, refused))
+            ruling = _ruling(self._compare(without, best, f"with and without {name}"))
+            self._rule_pass(name, ruling)
+            if ruling.verdict is not Verdict.KEPT:
+                best = without
+            elif self.thorough:
+                best = self._prune_groups(best, name)
+        return best
+
+    def _prune_groups(self, best: Build, name: str) -> Build:
+        """The same for groups of equal sites within one pass."""
+        groups = _groups(best, name, Kind.APPLIED)
+        for group in groups if len(groups) > 1 else ():
+            if not self._time_left():
+                break
+            refused = Ruling(Verdict.REJECTED_SLOWER)
+            without = self._build(_with_group(self.rulings, group, refused))
+            ruling = _ruling(self._compare(without, best, f"{name}, group by group"))
+            self.rulings = _with_group(self.rulings, group, ruling)
+            if ruling.verdict is not Verdict.KEPT:
+                best = without
+        return best
+
+    def _choose_variants(self, best: Build) -> Build:
+        """Where a pass that stayed offers several forms, take the fastest."""
+        for name in best.applied:
+            for variant in _variants(best, name)[1:]:
+                if not self._time_left():
+                    return best
+                rulings = _with_pass(self.rulings, name, Ruling(variant=variant))
+                trial = self._build(rulings)
+                comparison = self._compare(best, trial, f"{name} as {variant}")
+                if _is_gain(comparison):
+                    best, self.rulings = trial, rulings
+        return best
+
+    def _lower(self, best: Build, name: str) -> Build:
+        """Try each form of a lowering pass on all its sites, then on groups of equal sites."""
+        variants = _variants(best, name)
+        groups = _groups(best, name, Kind.HELD)
+        if not groups or self.rulings.limit is not None:
+            return best
+        tried: list[tuple[Comparison, str, Build]] = []
+        for variant in variants:
+            if not self._time_left():
+                break
+            trial = self._build(_with_pass(self.rulings, name, Ruling(variant=variant)))
+            tried.append((self._compare(best, trial, f"{name} as {variant}"), variant, trial))
+        if not tried:
+            return best
+        comparison, variant, trial = max(tried, key=lambda t: t[0].speedup)
+        self._rule_pass(name, _ruling(comparison, variant))
+        if _is_gain(comparison):
+            return trial
+        for group in groups if len(groups) > 1 else ():
+            if not self._time_left():
+                break
+            trial = self._build(_with_group(self.rulings, group, Ruling(variant=variant)))
+            comparison = self._compare(best, trial, f"{name} as {variant}, group by group")
+            self.rulings = _with_group(self.rulings, group, _ruling(comparison, variant))
+            if _is_gain(comparison):
+                best = trial
+        return best
+
+    def _confirm(self, base: Build, best: Build) -> Found:
+        """Against the original, carefully; fall back to the canonicalised model, or to nothing."""
+        reason = (
+            "the time of this effort was spent" if self.stopped_early else "nothing left to try"
+        )
+        comparison = self._against_original(best)
+        if not _is_loss(comparison):
+            return Found(best, comparison, reason)
+        if best.written.sha256 != base.written.sha256:
+            comparison = self._against_original(base)
+            if not _is_loss(comparison):
+                return Found(base, comparison, f"{reason}; the kept gains did not add up")
+        return Found(None, comparison, f"{reason}; no model was as fast as the original")
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _build(self, rulings: Rulings) -> Build:
+        """Build and verify; groups that made it wrong are ruled out from here on."""
+        self.bench.progress("rewriting", None)
+        build = settle(self.bench, self.bench.build(rulings))
+        refused = {k: v for k, v in build.rulings.by_group.items() if v.verdict in _OBJECTIONS}
+        self.rulings = replace(self.rulings, by_group={**self.rulings.by_group, **refused})
+        return build
+
+    def _compare(self, baseline: Build, candidate: Build, label: str) -> Comparison:
+        return self.bench.compare(
+            baseline.written.path,
+            candidate.written.path,
+            self.budget.trial,
+            f"timing {label}",
+            decide=1 + MARGIN,
+        )
+
+    def _against_original(self, build: Build) -> Comparison:
+        return self.bench.compare(
+            self.bench.original, build.written.path, self.budget.confirm, "confirming"
+        )
+
+    def _rule_pass(self, name: str, ruling: Ruling) -> None:
+        self.rulings = _with_pass(self.rulings, name, ruling)
+
+    def _time_left(self) -> bool:
+        left = time.monotonic() < self.deadline
+        self.stopped_early = self.stopped_early or not left
+        return left
+
+
+def _is_gain(comparison: Comparison) -> bool:
+    return comparison.ci95[0] > 1 + MARGIN
+
+
+def _is_loss(comparison: Comparison) -> bool:
+    """Slower beyond noise, or by more than 1% whatever the noise."""
+    return comparison.ci95[1] < 1 or comparison.speedup < 0.99
+
+
+def _ruling(comparison: Comparison, variant: str | None = None) -> Ruling:
+    verdict = Verdict.KEPT if _is_gain(comparison) else Verdict.REJECTED_SLOWER
+    facts: dict[str, Fact] = {
+        "speedup": round(comparison.speedup, 4),
+        "ci95": [round(bound, 4) for bound in comparison.ci95],
+        "pairs": comparison.pairs,
+    }
+    return Ruling(verdict, variant, facts)
+
+
+def _with_pass(rulings: Rulings, name: str, ruling: Ruling) -> Rulings:
+    return replace(rulings, by_pass={**rulings.by_pass, name: ruling})
+
+
+def _with_group(rulings: Rulings, group: tuple[str, str], ruling: Ruling) -> Rulings:
+    return replace(rulings, by_group={**rulings.by_group, group: ruling})
+
+
+def _sites(build: Build, name: str) -> Iterator[Remark]:
+    return (r for r in build.remarks if r.pass_name == name and r.ordinal is not None)
+
+
+def _groups(build: Build, name: str, kind: Kind) -> list[tuple[str, str]]:
+    """Groups of equal sites of a pass that ended in *kind*."""
+    keys = ((name, str(r.facts["signature"])) for r in _sites(build, name) if r.kind is kind)
+    return list(dict.fromkeys(keys))
+
+
+def _variants(build: Build, name: str) -> list[str]:
+    """Every form that a pass offers at any of its sites, in the pass's order of preference."""
+    offered: dict[str, None] = {}
+    for remark in _sites(build, name):
+        variants = remark.facts.get("variants") or ["default"]
+        assert isinstance(variants, list)
+        offered.update(dict.fromkeys(str(v) for v in variants))
+    return list(offered)

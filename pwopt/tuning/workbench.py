@@ -1,0 +1,170 @@
+"""Builds candidate models, checks them against the original, and times them in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pwopt.graph import Written, save
+from pwopt.remark import Kind, Remark, Verdict
+from pwopt.runtime import Comparison, Feeds, Reference, Session, Verification, compare, open_session
+from pwopt.target import Target
+from pwopt.tuning.candidate import AnyPass
+from pwopt.tuning.driver import Driver
+from pwopt.tuning.pipeline import Review, Ruling, Rulings, StopReason, run_passes
+
+__all__ = ["Build", "Precision", "Workbench"]
+
+Progress = Callable[[str, float | None], None]
+"""Told what is going on and, where known, how much of it is done (0 to 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Build:
+    """A model made by the passes under some rulings, saved to a scratch file."""
+
+    rulings: Rulings
+    written: Written
+    remarks: tuple[Remark, ...]
+    proposed: int
+    stop: StopReason
+
+    @property
+    def applied(self) -> tuple[str, ...]:
+        """Names of passes that changed something, without the required ones, in order."""
+        names = [r.pass_name for r in self.remarks if r.kind is Kind.APPLIED]
+        return tuple(dict.fromkeys(names))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How carefully to time: pairs at least and at most, and a limit in seconds."""
+
+    min_pairs: int
+    max_pairs: int
+    seconds: float
+
+
+class Workbench:
+    """Everything a search needs at hand. One graph, rewritten and undone; scratch files; sessions.
+
+    Sessions stay open for the original and one other model, since both are compared repeatedly.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        original: Path,
+        scratch: Path,
+        reference: Reference | None,
+        feeds: Sequence[Feeds],
+        target: Target,
+        *,
+        simplify: Sequence[AnyPass],
+        lower: Sequence[AnyPass],
+        review: Review | None,
+        seed: int,
+        max_bytes: float,
+        progress: Progress,
+    ) -> None:
+        self.driver = driver
+        self.original = original
+        self.reference = reference
+        self.feeds = feeds
+        self.target = target
+        self.simplify = tuple(simplify)
+        self.lower = tuple(lower)
+        self.review = review
+        self.max_bytes = max_bytes
+        self.progress = progress
+        self._base = driver.checkpoint()
+        self._scratch = scratch
+        self._seed = seed
+        self._serial = 0
+        self._sessions: dict[Path, Session] = {}
+        self._verified: dict[str, Verification] = {}
+
+    def build(self, rulings: Rulings) -> Build:
+        """Run the passes under *rulings* on the loaded model and save the result."""
+        self.driver.restore(self._base)
+        stop = run_passes(self.driver, self.simplify, self.lower, rulings, self.review)
+        self._serial += 1
+        written = save(self.driver.model, self._scratch / f"{self._serial}.onnx")
+        return Build(
+            rulings, written, tuple(self.driver.ledger.remarks()), self.driver.proposed, stop
+        )
+
+    def verify(self, build: Build) -> Verification | None:
+        """Compare *build* with the original; ``None`` if the original cannot be executed."""
+        if self.reference is None:
+            return None
+        known = self._verified.get(build.written.sha256)
+        if known is None:
+            self.progress("verifying", None)
+            known = self.reference.verify(build.written.path)
+            self._verified[build.written.sha256] = known
+        return known
+
+    def objection(self, build: Build) -> Ruling | None:
+        """The ruling for whatever made *build* wrong or too large; ``None`` if it is neither."""
+        if build.written.size_bytes > self.max_bytes:
+            return Ruling(
+                Verdict.REJECTED_SIZE,
+                facts={"size_bytes": build.written.size_bytes, "limit_bytes": int(self.max_bytes)},
+            )
+        verification = self.verify(build)
+        if verification is None or verification.ok:
+            return None
+        return Ruling(
+            Verdict.REJECTED_WRONG,
+            facts={"error": verification.max_relative, "tolerance": verification.tolerance},
+        )
+
+    def compare(
+        self,
+        baseline: Path,
+        candidate: Path,
+        precision: Precision,
+        label: str,
+        decide: float | None = None,
+    ) -> Comparison:
+        """Time two models in turn; the ratio is baseline over candidate.
+
+        With *decide*, timing ends as soon as the interval excludes that ratio.
+        """
+        for path in [p for p in self._sessions if p not in (self.original, baseline, candidate)]:
+            self._sessions.pop(path).close()
+        self.progress(label, 0.0)
+        return compare(
+            self._session(baseline),
+            self._session(candidate),
+            self.feeds[0],
+            min_pairs=precision.min_pairs,
+            max_pairs=precision.max_pairs,
+            time_limit_s=precision.seconds,
+            rng=np.random.default_rng(self._seed),
+            decide=decide,
+            on_progress=lambda done, total: self.progress(label, done / max(total, 1)),
+        )
+
+    def discard(self, build: Build) -> None:
+        """Delete the scratch file of a build that is no longer wanted."""
+        session = self._sessions.pop(build.written.path, None)
+        if session is not None:
+            session.close()
+        build.written.path.unlink(missing_ok=True)
+        build.written.path.with_name(build.written.path.name + ".data").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close all sessions."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+    def _session(self, path: Path) -> Session:
+        if path not in self._sessions:
+            self._sessions[path] = open_session(path, self.target)
+        return self._sessions[path]
