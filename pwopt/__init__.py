@@ -1,1 +1,61 @@
-"""pwopt: graph-rewriting optimizer for ONNX CNNs; verified, measured, never slower."""
+"""pwopt: graph-rewriting optimizer for ONNX CNNs; verified, measured, never slower.
+
+The public names load what they need when they are first used, so that importing pwopt (and
+``pwopt --help``) stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pwopt import models, passes
+    from pwopt.checks import bench, explain, verify
+    from pwopt.errors import PwoptError
+    from pwopt.line import Options, optimize
+    from pwopt.result import Report
+    from pwopt.target import Target
+    from pwopt.tuning.pipeline import Pipeline
+
+__all__ = [
+    "Options",
+    "Pipeline",
+    "PwoptError",
+    "Report",
+    "Target",
+    "bench",
+    "explain",
+    "models",
+    "optimize",
+    "passes",
+    "verify",
+]
+
+__version__ = version("pwopt")
+
+_HOMES = {
+    "Options": "pwopt.line",
+    "Pipeline": "pwopt.tuning.pipeline",
+    "PwoptError": "pwopt.errors",
+    "Report": "pwopt.result",
+    "Target": "pwopt.target",
+    "bench": "pwopt.checks",
+    "explain": "pwopt.checks",
+    "optimize": "pwopt.line",
+    "verify": "pwopt.checks",
+}
+_MODULES = ("models", "passes")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"pwopt.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pwopt' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,6 +3,7 @@
 from pwopt.graph.facts import ConvFacts, Facts, ValuesView
 from pwopt.graph.io import (
     Written,
+    atomic_write,
     file_sha256,
     find_nan,
     load,
@@ -39,6 +40,7 @@ __all__ = [
     "ValuesView",
     "Variable",
     "Written",
+    "atomic_write",
     "file_sha256",
     "find_nan",
     "load",

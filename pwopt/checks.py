@@ -1,0 +1,195 @@
+"""Verification, latency and explanation as calls of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pwopt import passes as catalogue
+from pwopt.graph import Model, ModelProto, load, parse
+from pwopt.passes.contract import Variant
+from pwopt.remark import Remark, Verdict
+from pwopt.runtime import (
+    Comparison,
+    Feeds,
+    Latency,
+    Reference,
+    Session,
+    Verification,
+    compare,
+    load_inputs,
+    make_inputs,
+    measure,
+    open_session,
+    profile,
+    reference_target,
+    resolve,
+)
+from pwopt.target import Target
+from pwopt.tuning.candidate import AnyPass, Candidate
+from pwopt.tuning.driver import Driver
+from pwopt.tuning.pipeline import run_passes
+from pwopt.tuning.workbench import Progress
+
+__all__ = ["bench", "explain", "node_times_us", "time", "verify"]
+
+_DEFAULT_PAIRS = (15, 121)
+_TIME_LIMIT_S = 30.0
+
+
+def _silent(_: str, __: float | None) -> None:
+    return None
+
+
+def verify(
+    reference: str | Path,
+    candidate: str | Path,
+    inputs: str | Path | Sequence[Feeds] | None = None,
+    *,
+    target: Target = Target(),  # noqa: B008 - frozen
+    max_error: float | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Compare what two models compute.
+
+    The oracle is *reference* on CPU with graph optimizations off; *candidate* runs on *target*
+    with its optimizations on.
+
+    Args:
+        reference: path of the model to agree with.
+        candidate: path of the other model.
+        inputs: an ``.npz``/``.npy`` file, or feeds (arrays by input name); seeded ones by default.
+        target: where the candidate runs.
+        max_error: tolerance relative to each output's scale; by default a small multiple of what
+            the reference itself shows between optimization levels.
+        seed: for generated inputs.
+
+    Raises:
+        PwoptError: a model cannot be loaded, or the reference cannot be executed.
+    """
+    resolved = resolve(target)
+    feeds = _feeds(Path(reference), inputs, resolved, seed)
+    depth = _depth(load(Path(reference)))
+    oracle = Reference.of(Path(reference), resolved, feeds, depth=depth, max_error=max_error)
+    return oracle.verify(Path(candidate))
+
+
+def bench(
+    model: str | Path,
+    baseline: str | Path,
+    *,
+    target: Target = Target(),  # noqa: B008 - frozen
+    pairs: int | None = None,
+    seed: int = 0,
+    progress: Progress = _silent,
+) -> Comparison:
+    """Time *model* against *baseline* in order-balanced pairs in this process.
+
+    Args:
+        model: path of the candidate.
+        baseline: path of what it is compared with; the ratio is baseline over model.
+        target: where both run, at full optimization.
+        pairs: exactly so many; by default until the interval is narrow.
+        seed: for generated inputs and the bootstrap.
+        progress: told how far it is.
+
+    Raises:
+        PwoptError: a model cannot be loaded or run.
+    """
+    resolved = resolve(target)
+    feeds = _feeds(Path(baseline), None, resolved, seed)[0]
+    first = open_session(Path(baseline), resolved)
+    second = open_session(Path(model), resolved)
+    fewest, most = (pairs, pairs) if pairs is not None else _DEFAULT_PAIRS
+    return compare(
+        first,
+        second,
+        feeds,
+        min_pairs=fewest,
+        max_pairs=most,
+        time_limit_s=_TIME_LIMIT_S if pairs is None else float("inf"),
+        rng=np.random.default_rng(seed),
+        on_progress=lambda done, total: progress("timing", done / max(total, 1)),
+    )
+
+
+def time(
+    model: str | Path,
+    *,
+    target: Target = Target(),  # noqa: B008 - frozen
+    runs: int | None = None,
+    seed: int = 0,
+    progress: Progress = _silent,
+) -> Latency:
+    """Median latency of one model; for comparisons use :func:`bench`.
+
+    Raises:
+        PwoptError: the model cannot be loaded or run.
+    """
+    resolved = resolve(target)
+    feeds = _feeds(Path(model), None, resolved, seed)[0]
+    fewest, most = (runs, runs) if runs is not None else _DEFAULT_PAIRS
+    return measure(
+        open_session(Path(model), resolved),
+        feeds,
+        min_runs=fewest,
+        max_runs=most,
+        time_limit_s=_TIME_LIMIT_S if runs is None else float("inf"),
+        rng=np.random.default_rng(seed),
+        on_progress=lambda done, total: progress("timing", done / max(total, 1)),
+    )
+
+
+def node_times_us(model: str | Path, *, target: Target = Target()) -> Mapping[str, float]:  # noqa: B008
+    """Median microseconds per node, by node name, as ONNX Runtime's profiler sees them.
+
+    Nodes that the runtime fused away have no entry; nodes it added are listed under its names.
+    """
+    resolved = resolve(target)
+    feeds = _feeds(Path(model), None, resolved, 0)[0]
+    return {n.name: n.median_us for n in profile(Path(model), resolved, feeds).nodes}
+
+
+def explain(
+    model: str | Path | ModelProto | Model, passes: Sequence[AnyPass] | None = None
+) -> list[Remark]:
+    """What each pass says about each site, without measuring anything.
+
+    Simplifying passes are applied as they go, so that what one exposes the next one sees;
+    lowering passes only say where they would apply.
+    """
+    if isinstance(model, Model):
+        wrapped = model
+    else:
+        wrapped = load(Path(model)) if isinstance(model, str | Path) else parse(model)
+        wrapped.unlist_initializers()
+    chosen = tuple(p for p in (catalogue.ALL if passes is None else passes) if not p.required)
+    lowering = {p.name for p in catalogue.LOWER}
+    driver = Driver(wrapped)
+    driver.rewriter.infer_shapes()
+    run_passes(driver, [p for p in chosen if p.name not in lowering])
+
+    def hold(_: Candidate) -> Variant | Verdict:
+        return Verdict.HELD
+
+    for pass_ in chosen:
+        if pass_.name in lowering:
+            driver.run(pass_, hold)
+    return driver.ledger.remarks()
+
+
+def _feeds(
+    model: Path, inputs: str | Path | Sequence[Feeds] | None, target: Target, seed: int
+) -> list[Feeds]:
+    if inputs is not None and not isinstance(inputs, str | Path):
+        return list(inputs)
+    session: Session = open_session(model, reference_target(target), optimized=False)
+    if inputs is not None:
+        return load_inputs(Path(inputs), session.interface)
+    return make_inputs(session.interface.inputs, target, np.random.default_rng(seed))
+
+
+def _depth(model: Model) -> int:
+    return max(1, sum(len(model.by_op.get(op, {})) for op in ("Conv", "Gemm", "MatMul")))

@@ -1,0 +1,563 @@
+"""The command line: parses, calls, renders, exits.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 a clear
+error, 2 wrong usage, 3 a check that was asked for says no.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import click
+
+from pwopt.errors import OutputError, PwoptError, UsageError
+from pwopt.target import Target
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pwopt.graph import Model
+    from pwopt.result import Report
+    from pwopt.tuning.workbench import Progress
+
+__all__ = ["main"]
+
+EXIT_ERROR = 1
+EXIT_REFUSED = 3
+EXIT_INTERRUPTED = 130
+
+P = ParamSpec("P")
+
+
+class ShapeParam(click.ParamType):
+    """``NAME:1x3x224x224``; names may contain colons."""
+
+    name = "NAME:DIMS"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        name, _, dims = value.rpartition(":")
+        try:
+            shape = tuple(int(d) for d in dims.split("x"))
+        except ValueError:
+            shape = ()
+        if not name or not shape or any(d < 1 for d in shape):
+            self.fail(f"'{value}' is not of the form NAME:1x3x224x224", param, ctx)
+        return name, shape
+
+
+class OptionParam(click.ParamType):
+    """``KEY=VALUE``."""
+
+    name = "K=V"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        key, separator, text = value.partition("=")
+        if not key or not separator:
+            self.fail(f"'{value}' is not of the form KEY=VALUE", param, ctx)
+        return key, text
+
+
+def target_options(command: Callable[P, None]) -> Callable[P, None]:
+    """The options that describe a target."""
+    for option in (
+        click.option(
+            "--input-shape",
+            "input_shapes",
+            type=ShapeParam(),
+            multiple=True,
+            help="Fix dynamic dimensions for measuring; a written model keeps them.",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default="all cores",
+            help="Intra-op threads.",
+        ),
+        click.option(
+            "--provider-option",
+            "provider_options",
+            type=OptionParam(),
+            multiple=True,
+            help="Passed to the execution provider.",
+        ),
+        click.option("--provider", default="cpu", show_default=True, help="cpu or cuda."),
+    ):
+        command = option(command)
+    return command
+
+
+def json_option(command: Callable[P, None]) -> Callable[P, None]:
+    """``--json``: one JSON object on standard output and nothing else."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
+
+
+def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn pwopt's errors into one line on standard error and an exit code."""
+
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except PwoptError as error:
+            _fail(str(error), EXIT_ERROR)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
+        except MemoryError:
+            _fail("out of memory", EXIT_ERROR)
+
+    return wrapper
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"pwopt: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="pwopt")
+def main() -> None:
+    """Make ONNX convolutional networks faster on ONNX Runtime; never slower, never wrong.
+
+    MODEL is a path, or example:NAME for a reference model that pwopt builds itself.
+
+    \b
+    Example:
+        pwopt optimize example:mobilenet_v3_large_decomposed --threads 1
+    """
+
+
+@main.command()
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL.opt.onnx.")
+@target_options
+@click.option(
+    "--effort",
+    type=click.Choice(["none", "quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="none: cost model, no clock; quick: about a minute; full: until nothing improves.",
+)
+@click.option("--passes", metavar="A,B", help="Run only these; options as NAME:key=value.")
+@click.option("--skip-passes", metavar="A,B", help="Leave these out.")
+@click.option("--opset", type=int, help="Raise the opset first (default: keep it).")
+@click.option("--keep-opset", is_flag=True, help="Keep the opset; this is the default.")
+@click.option(
+    "--keep-overridable-initializers",
+    is_flag=True,
+    help="Do not treat initializers that are listed as inputs as constants.",
+)
+@click.option("--max-error", type=float, help="Tolerance relative to each output's scale.")
+@click.option("--max-size-growth", type=float, default=2.0, show_default=True, metavar="X")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Real inputs (.npz or .npy, arrays named like the inputs) to verify and time with.",
+)
+@click.option(
+    "--report", "reports", type=click.Path(path_type=Path), multiple=True, help=".json or .html"
+)
+@click.option("--dry-run", is_flag=True, help="Do everything but write the model.")
+@click.option("--overwrite", is_flag=True, help="Allow the output to replace the input.")
+@click.option("--rewrite-limit", type=click.IntRange(min=0), metavar="N")
+@click.option("--seed", type=int, default=0, show_default=True)
+@json_option
+@reports_errors
+def optimize(
+    model: str,
+    output: Path | None,
+    provider: str,
+    provider_options: tuple[tuple[str, str], ...],
+    threads: int,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    effort: str,
+    passes: str | None,
+    skip_passes: str | None,
+    opset: int | None,
+    keep_opset: bool,
+    keep_overridable_initializers: bool,
+    max_error: float | None,
+    max_size_growth: float,
+    calibration: Path | None,
+    reports: tuple[Path, ...],
+    dry_run: bool,
+    overwrite: bool,
+    rewrite_limit: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Rewrite MODEL, keep what is verified and measured faster, and say what was done.
+
+    \b
+    Example:
+        pwopt optimize model.onnx -o fast.onnx --threads 1 --report report.json
+    """
+    if keep_opset and opset is not None:
+        raise click.UsageError("--keep-opset and --opset exclude each other")
+    for report_path in reports:
+        if report_path.suffix not in (".json", ".html"):
+            raise click.UsageError(f"--report {report_path}: the name must end in .json or .html")
+        if not report_path.parent.is_dir():
+            raise OutputError(f"{report_path}: the folder {report_path.parent} does not exist")
+    from pwopt import line
+    from pwopt import passes as catalogue
+    from pwopt.tuning.search import Effort
+
+    options = line.Options(
+        effort=Effort(effort),
+        passes=tuple(catalogue.parse_spec(s) for s in passes.split(",")) if passes else None,
+        skip_passes=tuple(s.strip() for s in skip_passes.split(",")) if skip_passes else (),
+        opset=opset,
+        keep_overridable_initializers=keep_overridable_initializers,
+        max_error=max_error,
+        max_size_growth=max_size_growth,
+        inputs=calibration,
+        rewrite_limit=rewrite_limit,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        seed=seed,
+    )
+    target = _target(provider, provider_options, threads, input_shapes)
+    with _model_file(model) as path, _progress() as progress:
+        if output is None and path != Path(model):
+            output = Path(f"{path.stem}.opt.onnx")
+        report = line.optimize(path, output, target, options, progress)
+    _emit_report(report, reports, as_json=as_json)
+
+
+@main.command()
+@click.argument("reference")
+@click.argument("candidate")
+@click.option(
+    "--inputs",
+    "--calibration",
+    "inputs",
+    type=click.Path(path_type=Path),
+    help="Real inputs (.npz or .npy); seeded ones by default.",
+)
+@target_options
+@click.option("--max-error", type=float, help="Tolerance relative to each output's scale.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@json_option
+@reports_errors
+def verify(
+    reference: str,
+    candidate: str,
+    inputs: Path | None,
+    provider: str,
+    provider_options: tuple[tuple[str, str], ...],
+    threads: int,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    max_error: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Compare what CANDIDATE computes with REFERENCE; exit code 3 if they differ.
+
+    \b
+    Example:
+        pwopt verify model.onnx model.opt.onnx
+    """
+    from dataclasses import asdict
+
+    from pwopt import checks
+
+    target = _target(provider, provider_options, threads, input_shapes)
+    with _model_file(reference) as first, _model_file(candidate) as second:
+        result = checks.verify(first, second, inputs, target=target, max_error=max_error, seed=seed)
+    if as_json:
+        _emit_json(asdict(result))
+    else:
+        from pwopt.report.terminal import verification_table
+
+        _emit(verification_table(result))
+    if not result.ok:
+        sys.exit(EXIT_REFUSED)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("baseline", required=False)
+@target_options
+@click.option("--pairs", type=click.IntRange(min=3), help="Exactly so many pairs (or runs).")
+@click.option("--fail-below", type=float, metavar="X", help="Exit with 3 below this speedup.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@json_option
+@reports_errors
+def bench(
+    model: str,
+    baseline: str | None,
+    provider: str,
+    provider_options: tuple[tuple[str, str], ...],
+    threads: int,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    pairs: int | None,
+    fail_below: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Time MODEL, in pairs with BASELINE if one is given.
+
+    \b
+    Example:
+        pwopt bench model.opt.onnx model.onnx --threads 1 --fail-below 1.0
+    """
+    from dataclasses import asdict
+
+    from pwopt import checks
+
+    if fail_below is not None and baseline is None:
+        raise click.UsageError("--fail-below needs a BASELINE to compare with")
+    target = _target(provider, provider_options, threads, input_shapes)
+    with _model_file(model) as path, _progress() as progress:
+        if baseline is None:
+            latency = checks.time(path, target=target, runs=pairs, seed=seed, progress=progress)
+        else:
+            with _model_file(baseline) as other:
+                comparison = checks.bench(
+                    path, other, target=target, pairs=pairs, seed=seed, progress=progress
+                )
+    from pwopt.report import terminal
+
+    if baseline is None:
+        _emit_json(asdict(latency)) if as_json else _emit(terminal.bench_table({model: latency}))
+        return
+    _emit_json(asdict(comparison)) if as_json else _emit(terminal.comparison_table(comparison))
+    if fail_below is not None and comparison.speedup < fail_below:
+        sys.exit(EXIT_REFUSED)
+
+
+@main.command()
+@click.argument("model")
+@target_options
+@click.option("--profile", is_flag=True, help="Add measured time per node.")
+@json_option
+@reports_errors
+def inspect(
+    model: str,
+    provider: str,
+    provider_options: tuple[tuple[str, str], ...],
+    threads: int,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    profile: bool,
+    as_json: bool,
+) -> None:
+    """Per layer and in total: shapes, params, MACs, bytes moved, arithmetic intensity.
+
+    \b
+    Example:
+        pwopt inspect example:resnet50 --profile --threads 1
+    """
+    from dataclasses import asdict
+
+    from pwopt import checks
+    from pwopt.cost import model_cost
+    from pwopt.report.terminal import inspect_table
+
+    target = _target(provider, provider_options, threads, input_shapes)
+    with _model_file(model) as path:
+        cost = model_cost(_loaded(path), target.input_shapes)
+        times = checks.node_times_us(path, target=target) if profile else None
+    if as_json:
+        totals = {"params": cost.params, "macs": cost.macs, "flops": cost.flops, "bytes": cost.bytes}
+        nodes = [asdict(n) for n in cost.nodes]
+        _emit_json({"total": totals, "unknown": list(cost.unknown), "nodes": nodes, "time_us": times})
+        return
+    _emit(inspect_table(cost, times))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--node", metavar="NAME", help="Only sites whose name contains NAME.")
+@click.option("--passes", metavar="A,B", help="Ask only these passes.")
+@json_option
+@reports_errors
+def explain(model: str, node: str | None, passes: str | None, as_json: bool) -> None:
+    """What each pass says about each site: applies, or declines and why; measures nothing.
+
+    \b
+    Example:
+        pwopt explain example:resnet50 --node layer1
+    """
+    from pwopt import checks
+    from pwopt import passes as catalogue
+    from pwopt.report.json import remark_json
+    from pwopt.report.terminal import explain_table
+
+    chosen = tuple(catalogue.parse_spec(s) for s in passes.split(",")) if passes else None
+    with _model_file(model) as path:
+        loaded = _loaded(path)
+        ops = {n.name: n.op for n in loaded.nodes.values()}
+        remarks = checks.explain(loaded, chosen)
+    if node is not None:
+        remarks = [r for r in remarks if node in r.site]
+        if not remarks:
+            raise UsageError(f"no site's name contains '{node}'")
+    if as_json:
+        _emit_json({"remarks": [remark_json(r) for r in remarks]})
+        return
+    _emit(explain_table(remarks, ops))
+
+
+@main.command("passes")
+@click.argument("name", required=False)
+@json_option
+@reports_errors
+def show_passes(name: str | None, as_json: bool) -> None:
+    """List the passes, or show the documentation of one.
+
+    \b
+    Example:
+        pwopt passes lower-pointwise-conv
+    """
+    from pwopt import passes as catalogue
+    from pwopt.report.catalogue import pass_json, pass_page, pass_table
+
+    chosen = catalogue.ALL if name is None else (catalogue.find(name),)
+    if as_json:
+        _emit_json({"passes": [pass_json(p) for p in chosen]})
+    elif name is None:
+        _emit(pass_table(chosen))
+    else:
+        click.echo(pass_page(chosen[0]))
+
+
+@main.group()
+def models() -> None:
+    """The reference models that pwopt builds itself, with seeded weights."""
+
+
+@models.command("list")
+@json_option
+@reports_errors
+def list_models(as_json: bool) -> None:
+    """List the reference models.
+
+    \b
+    Example:
+        pwopt models list
+    """
+    from dataclasses import asdict
+
+    from pwopt import models as zoo
+    from pwopt.report.catalogue import model_table
+
+    infos = [zoo.describe(name) for name in zoo.names()]
+    _emit_json({"models": [asdict(i) for i in infos]}) if as_json else _emit(model_table(infos))
+
+
+@models.command("export")
+@click.argument("name")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: NAME.onnx.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--batch", default="1", show_default=True, help="A number, or a name for dynamic.")
+@reports_errors
+def export_model(name: str, output: Path | None, seed: int, batch: str) -> None:
+    """Write a reference model.
+
+    \b
+    Example:
+        pwopt models export resnet50 -o resnet50.onnx
+    """
+    from pwopt import models as zoo
+    from pwopt.graph import parse, save
+
+    size: int | str = int(batch) if batch.isdecimal() else batch
+    written = save(parse(zoo.build(name, seed=seed, batch=size)), output or Path(f"{name}.onnx"))
+    click.echo(f"{written.path} ({written.size_bytes} bytes)")
+
+
+# -- helpers -------------------------------------------------------------------------------------
+
+
+def _target(
+    provider: str,
+    provider_options: tuple[tuple[str, str], ...],
+    threads: int,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+) -> Target:
+    return Target(provider, threads, dict(provider_options), dict(input_shapes))
+
+
+def _loaded(path: Path) -> Model:
+    from pwopt.graph import load
+
+    model = load(path)
+    model.unlist_initializers()
+    model.infer_shapes()
+    return model
+
+
+@contextmanager
+def _model_file(model: str) -> Iterator[Path]:
+    """The path of *model*; a reference model is built in a temporary folder."""
+    if not model.startswith("example:"):
+        yield Path(model)
+        return
+    from pwopt import models as zoo
+    from pwopt.graph import parse, save
+
+    name = model.removeprefix("example:")
+    with tempfile.TemporaryDirectory(prefix="pwopt-example-") as folder:
+        path = Path(folder) / f"{name}.onnx"
+        save(parse(zoo.build(name)), path)
+        yield path
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A progress bar on standard error, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def update(label: str, fraction: float | None) -> None:
+            if fraction is None:
+                bar.update(task, description=label, total=None)
+            else:
+                bar.update(task, description=label, total=1.0, completed=fraction)
+
+        yield update
+
+
+def _emit(renderable: RenderableType) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(renderable, highlight=False)
+
+
+def _emit_json(value: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _emit_report(report: Report, paths: tuple[Path, ...], *, as_json: bool) -> None:
+    from pwopt.report.files import write_report
+    from pwopt.report.json import dump, to_json
+    from pwopt.report.terminal import report_table
+
+    for path in paths:
+        write_report(report, path)
+    if as_json:
+        click.echo(dump(to_json(report)), nl=False)
+        return
+    _emit(report_table(report))
+    for path in paths:
+        click.echo(f"report: {path}")

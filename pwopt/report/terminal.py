@@ -1,0 +1,205 @@
+"""Reports for people: what happened in ten seconds of reading."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pwopt.cost import ModelCost, NodeCost
+from pwopt.remark import Kind, Remark, Tally
+from pwopt.result import LatencyFigures, Report
+from pwopt.runtime import Comparison, Latency, Verification
+
+__all__ = [
+    "bench_table",
+    "comparison_table",
+    "explain_table",
+    "figure",
+    "inspect_table",
+    "print_to",
+    "report_table",
+    "verification_table",
+]
+
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def print_to(console: Console, renderable: RenderableType) -> None:
+    """Print without wrapping cells at a guess: piped output gets the width it needs."""
+    console.print(renderable)
+
+
+def figure(value: float | None, unit: str = "") -> str:
+    """A number with three significant digits and a metric prefix: ``4.09 GMACs``."""
+    if value is None:
+        return "unknown"
+    for size, prefix in _PREFIXES:
+        if abs(value) >= size:
+            return f"{value / size:.3g} {prefix}{unit}".rstrip()
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def report_table(report: Report) -> RenderableType:
+    """The summary that ``optimize`` ends with."""
+    return Group(_summary(report), _pass_table(report), *(Text(f"- {n}") for n in report.notes))
+
+
+def _summary(report: Report) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    target = report.target
+    table.add_row("model", f"{report.model.path} (opset {report.model.opset})")
+    threads = f"{target.threads} thread{'s' * (target.threads != 1)}" if target.threads else "all cores"
+    table.add_row("target", f"{target.provider}, {threads}, {target.device}, ONNX Runtime {target.ort}")
+    table.add_row("latency", _latency_text(report.latency))
+    table.add_row("error", _error_text(report))
+    before, after = report.cost.before, report.cost.after
+    table.add_row("parameters", _change(before.params, after.params, ""))
+    table.add_row("MACs", _change(before.macs, after.macs, ""))
+    table.add_row("file", _change(before.size_bytes, after.size_bytes, "B"))
+    written = "nothing was written (dry run)" if report.output.path is None else str(report.output.path)
+    table.add_row("output", written)
+    table.add_row("ended", f"{report.stop_reason} ({report.seconds['total']:.1f} s)")
+    return table
+
+
+def _latency_text(latency: LatencyFigures | None) -> str:
+    if latency is None:
+        return "not timed"
+    low, high = latency.ci95
+    return (
+        f"{latency.baseline_ms:.3g} ms -> {latency.optimized_ms:.3g} ms:"
+        f" {latency.speedup:.3f}x [{low:.3f}, {high:.3f}], {latency.pairs} pairs"
+    )
+
+
+def _error_text(report: Report) -> str:
+    error = report.error
+    if error.max_relative is None:
+        return "not compared"
+    text = f"{error.max_relative:.2g} of scale (tolerance {error.tolerance:.2g}), {error.inputs} inputs"
+    if error.untested:
+        text += f"; proves nothing for {', '.join(error.untested)}"
+    return text
+
+
+def _change(before: float | None, after: float | None, unit: str) -> str:
+    if before == after:
+        return f"{figure(before, unit)} (unchanged)"
+    return f"{figure(before, unit)} -> {figure(after, unit)}"
+
+
+def _pass_table(report: Report) -> Table:
+    table = Table(title=None, header_style="bold", pad_edge=False)
+    table.add_column("pass", no_wrap=True)
+    for kind in Kind:
+        table.add_column(kind.value, justify="right")
+    table.add_column("mostly because", overflow="fold")
+    for name, tally in report.passes.items():
+        remarks = [r for r in report.remarks if r.pass_name == name]
+        table.add_row(name, *_counts(tally), _commonest(remarks))
+    return table
+
+
+def _counts(tally: Tally) -> list[str]:
+    return [str(n) for n in (tally.applied, tally.declined, tally.rejected, tally.held)]
+
+
+def _commonest(remarks: Sequence[Remark]) -> str:
+    """The commonest reason why a site was left alone, candidates before declines."""
+    for kinds in ((Kind.REJECTED, Kind.HELD), (Kind.DECLINED,)):
+        chosen = [r for r in remarks if r.kind in kinds]
+        if chosen:
+            reason = Counter(r.reason for r in chosen).most_common(1)[0][0]
+            example = next(r for r in chosen if r.reason == reason)
+            speedup = example.facts.get("speedup")
+            return f"{reason} ({speedup}x)" if speedup is not None else reason
+    return ""
+
+
+def explain_table(remarks: Iterable[Remark], ops: Mapping[str, str]) -> Table:
+    """One line per site and pass: applies, or declines and why."""
+    table = Table(header_style="bold", pad_edge=False)
+    for title in ("site", "op", "pass", "says", "facts"):
+        table.add_column(title, overflow="fold")
+    for remark in remarks:
+        says = "applies" if remark.ordinal is not None else f"declines: {remark.reason}"
+        facts = ", ".join(f"{k}={v}" for k, v in remark.facts.items() if k != "signature")
+        table.add_row(remark.site, ops.get(remark.site, ""), remark.pass_name, says, facts)
+    return table
+
+
+def inspect_table(cost: ModelCost, times_us: Mapping[str, float] | None = None) -> Table:
+    """Per node and in total: shapes, parameters, MACs, bytes, arithmetic intensity, time."""
+    table = Table(header_style="bold", pad_edge=False)
+    table.add_column("node", overflow="fold")
+    table.add_column("op", no_wrap=True)
+    table.add_column("output", overflow="fold")
+    columns = ["params", "MACs", "bytes", "FLOP/byte", *(["µs"] if times_us is not None else [])]
+    for title in columns:
+        table.add_column(title, justify="right", no_wrap=True)
+    for node in cost.nodes:
+        table.add_row(node.site, node.op, _shapes(node), *_figures(node, times_us))
+    total = [figure(cost.params), figure(cost.macs), figure(cost.bytes), f"{cost.intensity:.3g}"]
+    if times_us is not None:
+        total.append(f"{sum(times_us.values()):.0f}")
+    table.add_section()
+    table.add_row("total", "", "", *total, style="bold")
+    return table
+
+
+def _shapes(node: NodeCost) -> str:
+    return " ".join("x".join(map(str, shape)) if shape is not None else "?" for shape in node.output_shapes)
+
+
+def _figures(node: NodeCost, times_us: Mapping[str, float] | None) -> list[str]:
+    time = [] if times_us is None else [f"{times_us[node.site]:.0f}" if node.site in times_us else ""]
+    if not node.known:
+        return [figure(node.params), "?", "?", "?", *time]
+    moved = node.bytes_read + node.bytes_written
+    return [figure(node.params), figure(node.macs), figure(moved), f"{node.arithmetic_intensity:.3g}", *time]
+
+
+def verification_table(verification: Verification) -> RenderableType:
+    """Per output: deviation, and what tolerance would have passed."""
+    table = Table(header_style="bold", pad_edge=False)
+    for title in ("output", "max abs", "relative", "tested"):
+        table.add_column(title, justify="left" if title == "output" else "right")
+    for output in verification.outputs:
+        tested = "yes" if output.tested else f"no: {output.why}"
+        table.add_row(output.name, f"{output.max_abs:.3g}", f"{output.max_relative:.3g}", tested)
+    says = "the models agree" if verification.ok else f"the models differ: {verification.reason}"
+    line = (
+        f"{says} (relative error {verification.max_relative:.3g}, tolerance"
+        f" {verification.tolerance:.3g}, would pass at {verification.required_tolerance:.3g},"
+        f" {verification.inputs} inputs)"
+    )
+    return Group(table, Text(line))
+
+
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """A paired comparison of a candidate with its baseline."""
+    low, high = comparison.ci95
+    return Group(
+        bench_table({"baseline": comparison.baseline, "model": comparison.candidate}),
+        Text(
+            f"{comparison.speedup:.3f}x [{low:.3f}, {high:.3f}] in {comparison.pairs} pairs"
+            + ("" if comparison.stable else "; the spread was too wide to be sure")
+        ),
+    )
+
+
+def bench_table(latencies: Mapping[str, Latency]) -> Table:
+    """Median latency with its interval."""
+    table = Table(header_style="bold", pad_edge=False)
+    for title in ("", "median ms", "95% interval", "runs"):
+        table.add_column(title, justify="right")
+    for name, latency in latencies.items():
+        low, high = latency.ci95_ms
+        table.add_row(name, f"{latency.median_ms:.4g}", f"[{low:.4g}, {high:.4g}]", str(latency.runs))
+    return table
