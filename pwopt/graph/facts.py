@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from pwopt.graph.model import DEFAULT_DOMAINS, Constant, Model, Node, Shape, Tensor, op_name
 
@@ -166,6 +166,14 @@ class Facts:
         """Whether a subgraph reads *tensor*."""
         return self._model.is_captured(tensor)
 
+    def can_bypass(self, node: Node, source: Tensor) -> bool:
+        """Whether :meth:`Rewriter.bypass` can let *source* stand for *node*'s first output."""
+        return self._model.can_bypass(node.outputs[0], source)
+
+    def has_subgraph(self, node: Node) -> bool:
+        """Whether *node* holds a graph of its own, as control flow does."""
+        return next(iter(node.subgraphs()), None) is not None
+
     def is_constant(self, tensor: Tensor | None) -> bool:
         """Whether *tensor* is an initializer that no caller may override."""
         return tensor is not None and self._model.is_constant(tensor)
@@ -178,9 +186,9 @@ class Facts:
         values = tensor._values
         if not isinstance(values, LazyValues):
             return np.asarray(values)
-        if isinstance(values.tensor, onnx.TensorProto) and not values.tensor.HasField(
-            "data_location"
-        ):
+        if isinstance(values, SparseValues):
+            return _dense(values.tensor)
+        if not values.tensor.HasField("data_location"):
             # Not through graphsurgeon's cache, which would keep a second copy of every weight.
             return numpy_helper.to_array(values.tensor)
         return values.load()
@@ -304,3 +312,16 @@ class Facts:
             begins.append(total - small if auto_pad == "SAME_LOWER" else small)
             ends.append(small if auto_pad == "SAME_LOWER" else total - small)
         return (*begins, *ends)
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> Array:
+    """Graphsurgeon's own conversion forgets the dtype and reads no raw data."""
+    values = numpy_helper.to_array(sparse.values)
+    indices = numpy_helper.to_array(sparse.indices)
+    shape = tuple(sparse.dims)
+    dense = np.zeros(shape, values.dtype)
+    if indices.ndim == 2:
+        dense[tuple(indices.T)] = values
+    else:
+        dense.reshape(-1)[indices] = values
+    return dense

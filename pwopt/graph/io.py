@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,14 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper, version_converter
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import (
+    ExternalDataInfo,
+    load_external_data_for_tensor,
+    uses_external_data,
+)
 
 from pwopt.errors import InvalidModelError, OutputError, UsageError
-from pwopt.graph.model import DEFAULT_DOMAINS, Model, one_line
+from pwopt.graph.model import DEFAULT_DOMAINS, Model, one_line, standard_opset
 
 __all__ = [
     "Written",
@@ -63,12 +67,13 @@ def load(path: Path) -> Model:
     if path.is_dir():
         raise InvalidModelError(f"{path}: is a folder, not a model file")
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except OSError as error:
         raise InvalidModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (DecodeError, ValueError) as error:
         raise InvalidModelError(f"{path}: not an ONNX model (or a truncated one)") from error
     try:
+        _load_nested_external_data(proto, path.parent)
         return parse(proto, path.parent)
     except InvalidModelError as error:
         raise InvalidModelError(f"{path}: {error}") from error
@@ -117,14 +122,7 @@ def check(proto: onnx.ModelProto) -> None:
 
 
 def _check_dataflow(graph: onnx.GraphProto) -> None:
-    produced = {t.name for t in graph.initializer}
-    produced.update(t.values.name for t in graph.sparse_initializer)
-    for value in graph.input:
-        if not value.name:
-            raise InvalidModelError("a graph input has no name")
-        if not value.type.WhichOneof("value"):
-            raise InvalidModelError(f"graph input '{value.name}' has no type")
-        produced.add(value.name)
+    produced = _fed_names(graph)
     for node in graph.node:
         for name in filter(None, node.output):
             if name in produced:
@@ -144,10 +142,32 @@ def _check_dataflow(graph: onnx.GraphProto) -> None:
             raise InvalidModelError(f"graph output '{value.name}' is not produced by any node")
 
 
+def _fed_names(graph: onnx.GraphProto) -> set[str]:
+    """Names of initializers and inputs."""
+    names: set[str] = set()
+    for name in (
+        *(t.name for t in graph.initializer),
+        *(t.values.name for t in graph.sparse_initializer),
+    ):
+        if name in names:
+            raise InvalidModelError(f"initializer '{name}' is given twice")
+        names.add(name)
+    inputs: set[str] = set()
+    for value in graph.input:
+        if not value.name:
+            raise InvalidModelError("a graph input has no name")
+        if value.name in inputs:
+            raise InvalidModelError(f"graph input '{value.name}' is given twice")
+        if not value.type.WhichOneof("value"):
+            raise InvalidModelError(f"graph input '{value.name}' has no type")
+        inputs.add(value.name)
+    return names | inputs
+
+
 def _check_nodes(proto: onnx.ModelProto) -> None:
     context = onnx.checker.C.CheckerContext()
     context.ir_version = proto.ir_version
-    context.opset_imports = {e.domain: e.version for e in proto.opset_import}
+    context.opset_imports = _opsets(proto)
     local = {(f.domain, f.name) for f in proto.functions}
     opsets = context.opset_imports
     for node in proto.graph.node:
@@ -156,6 +176,11 @@ def _check_nodes(proto: onnx.ModelProto) -> None:
         ):
             continue
         domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
+        if not domain and domain not in opsets:
+            raise InvalidModelError(
+                f"node '{node.name or node.op_type}' is a standard operator, but the model imports"
+                " no standard operator set (opset_import)"
+            )
         if domain not in opsets or not onnx.defs.has(
             node.op_type, domain=domain, max_inclusive_version=opsets[domain]
         ):
@@ -171,21 +196,60 @@ def _check_nodes(proto: onnx.ModelProto) -> None:
             ) from error
 
 
+def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
+    opsets = {
+        "" if e.domain in DEFAULT_DOMAINS else e.domain: e.version for e in proto.opset_import
+    }
+    standard = standard_opset(proto)
+    return {**opsets, "": standard} if standard else opsets
+
+
 def _check_external_files(model: Model) -> None:
     for proto in model.dense_initializers():
-        if not uses_external_data(proto):
+        if uses_external_data(proto):
+            _check_external_file(proto, model.base_dir)
+
+
+def _check_external_file(proto: onnx.TensorProto, base_dir: Path) -> None:
+    info = ExternalDataInfo(proto)
+    location = Path(info.location)
+    if location.is_absolute() or ".." in location.parts:
+        raise InvalidModelError(
+            f"the external data file '{info.location}' of tensor '{proto.name}' does not lie"
+            " beside the model"
+        )
+    path = base_dir / location
+    if not path.is_file():
+        raise InvalidModelError(
+            f"the external data file '{info.location}' of tensor '{proto.name}' is missing"
+        )
+    end = (info.offset or 0) + (info.length or 0)
+    if path.stat().st_size < end:
+        raise InvalidModelError(
+            f"the external data file '{info.location}' is too short for tensor '{proto.name}'"
+        )
+
+
+def _load_nested_external_data(proto: onnx.ModelProto, base_dir: Path) -> None:
+    """Read external data of attributes and subgraphs, which :func:`save` would not carry along."""
+    for tensor in _nested_tensors(proto.graph.node):
+        if not uses_external_data(tensor):
             continue
-        info = ExternalDataInfo(proto)
-        path = model.base_dir / info.location
-        if not path.is_file():
-            raise InvalidModelError(
-                f"the external data file '{info.location}' of tensor '{proto.name}' is missing"
-            )
-        end = (info.offset or 0) + (info.length or 0)
-        if path.stat().st_size < end:
-            raise InvalidModelError(
-                f"the external data file '{info.location}' is too short for tensor '{proto.name}'"
-            )
+        _check_external_file(tensor, base_dir)
+        load_external_data_for_tensor(tensor, str(base_dir))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _nested_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from attribute.tensors
+            if attribute.HasField("t"):
+                yield attribute.t
+            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from graph.initializer
+                yield from _nested_tensors(graph.node)
 
 
 def find_nan(model: Model) -> str | None:
@@ -265,6 +329,8 @@ def _save_external(model: Model, head: onnx.ModelProto, path: Path) -> Written:
     data_path = path.with_name(path.name + ".data")
     offset = 0
     stubs: list[onnx.TensorProto] = []
+    # The model file is put in place while the data file is complete but not renamed yet: whatever
+    # fails leaves a former pair of files as it was.
     with _atomic(data_path) as data:
         for proto in model.dense_initializers():
             values = _raw_bytes(proto, model.base_dir)
@@ -296,9 +362,11 @@ def _save_external(model: Model, head: onnx.ModelProto, path: Path) -> Written:
                 stub.external_data.add(key=key, value=value)
             stubs.append(stub)
             offset += len(values)
-    head.graph.initializer.extend(stubs)
-    text = head.SerializeToString()
-    atomic_write(path, lambda file: _discard(file.write(text)))
+        data.flush()
+        os.fsync(data.fileno())
+        head.graph.initializer.extend(stubs)
+        text = head.SerializeToString()
+        atomic_write(path, lambda file: _discard(file.write(text)))
     return Written(path, hashlib.sha256(text).hexdigest(), len(text) + data_path.stat().st_size)
 
 

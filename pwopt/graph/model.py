@@ -7,7 +7,7 @@ by ``id()``; :class:`Model` holds the strong references that keep those ids vali
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Model:
         nodes: live nodes of the main graph by ``id``.
         inputs: the tensors a caller must feed.
         outputs: the tensors a caller gets.
-        opset: version of the standard operator set.
+        opset: version of the standard operator set; 0 if the model imports none.
         listed: names of initializers that are also listed among the graph inputs.
         overridable: whether those may be overridden by a caller and so are not constants.
     """
@@ -106,16 +106,14 @@ class Model:
             proto: the model; its graph's repeated fields must not be changed afterwards.
             base_dir: the folder that external data is relative to.
 
-        Raises:
-            InvalidModelError: the model has no graph or no standard operator set.
         """
         G_LOGGER.severity = G_LOGGER.CRITICAL
         self._proto = proto
         self.base_dir = base_dir or Path()
-        self.opset = _standard_opset(proto)
+        self.opset = standard_opset(proto)
         self.overridable = False
         initializers = {t.name: t for t in proto.graph.initializer}
-        sparse = {t.values.name for t in proto.graph.sparse_initializer}
+        sparse = {t.values.name: t for t in proto.graph.sparse_initializer}
         self.listed = {
             v.name for v in proto.graph.input if v.name in initializers or v.name in sparse
         }
@@ -128,20 +126,25 @@ class Model:
         self.by_op: dict[str, dict[int, Node]] = {}
         self._positions: dict[int, _Position] = {}
         self._origin: dict[int, onnx.NodeProto] = {}
-        self.changed_attributes: set[int] = set()
+        self.changed_attributes: dict[int, frozenset[str]] = {}
         self.serial = 0
         for index, (node, node_proto) in enumerate(zip(graph.nodes, proto.graph.node, strict=True)):
             self._origin[id(node)] = node_proto
             self._positions[id(node)] = _Position(index, 0)
             self.enlist(node)
+        # Removed nodes must not be freed: a new node could be given the same id.
+        self._imported = list(graph.nodes)
+        self._captures: dict[int, list[Tensor]] = {}
+        self._capturers: dict[int, list[int]] = {}
+        self._find_captures({**initializers, **sparse})
         self._output_ids = {id(t) for t in self.outputs}
         self._input_ids = {id(t) for t in self.inputs}
         self.names: dict[str, int] = dict.fromkeys(_all_names(proto), 0)
         self.header = _header_of(proto)
         used = {t.name for t in self._reachable_constants()}
-        self.idle_initializers = [name for name in initializers if name not in used]
+        self.idle_initializers = [n for n in (*initializers, *sparse) if n not in used]
         self._initializers = initializers
-        self._sparse = {t.values.name: t for t in proto.graph.sparse_initializer}
+        self._sparse = sparse
         self._externalise()
 
     # -- structure -----------------------------------------------------------------------------
@@ -176,13 +179,27 @@ class Model:
 
     def is_captured(self, tensor: Tensor) -> bool:
         """Whether a subgraph (an If branch, a Loop body) reads *tensor* by name."""
-        return any(id(node) not in self.nodes for node in tensor.outputs)
+        return any(key in self.nodes for key in self._capturers.get(id(tensor), ()))
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether *tensor* is an initializer that no caller may override."""
         if not isinstance(tensor, Constant):
             return False
         return not (self.overridable and tensor.name in self.listed)
+
+    def can_bypass(self, target: Tensor, source: Tensor) -> bool:
+        """Whether *source* can stand for *target*, an equal tensor that a node computes.
+
+        A subgraph reads *target* by name. A graph output keeps its name, so the producer of
+        *source* must be free to take it over: *source* is no graph input, initializer, graph
+        output or captured tensor itself.
+        """
+        if self.is_captured(target):
+            return False
+        if not self.is_output(target):
+            return True
+        producers = sum(id(p) in self.nodes for p in source.inputs)
+        return producers == 1 and not self.is_output(source) and not self.is_captured(source)
 
     def sorted_nodes(self) -> list[Node]:
         """Live nodes in topological order, otherwise as they stood in the file.
@@ -193,25 +210,24 @@ class Model:
         waiting: dict[int, int] = {}
         ready: list[tuple[tuple[int, int], int]] = []
         for key, node in self.nodes.items():
-            needed = sum(1 for t in _reads(node) for p in t.inputs if id(p) in self.nodes)
+            needed = sum(1 for t in self.reads(node) for p in t.inputs if id(p) in self.nodes)
             waiting[key] = needed
             if not needed:
                 ready.append((self.position(node), key))
         heapq.heapify(ready)
-        owners = _subgraph_owners(self.nodes.values())
         ordered: list[Node] = []
         while ready:
             _, key = heapq.heappop(ready)
             node = self.nodes[key]
             ordered.append(node)
             for tensor in node.outputs:
-                for consumer in tensor.outputs:
-                    owner = owners.get(id(consumer), id(consumer))
-                    if owner not in waiting:
+                consumers = [id(n) for n in tensor.outputs]
+                for consumer in consumers + self._capturers.get(id(tensor), []):
+                    if consumer not in waiting:
                         continue
-                    waiting[owner] -= 1
-                    if not waiting[owner]:
-                        heapq.heappush(ready, (self.position(self.nodes[owner]), owner))
+                    waiting[consumer] -= 1
+                    if not waiting[consumer]:
+                        heapq.heappush(ready, (self.position(self.nodes[consumer]), consumer))
         if len(ordered) != len(self.nodes):
             done = {id(n) for n in ordered}
             stuck = next(n for k, n in self.nodes.items() if k not in done)
@@ -233,8 +249,36 @@ class Model:
 
     def _read_tensors(self) -> Iterator[Tensor]:
         for node in self.nodes.values():
-            yield from _reads(node)
+            yield from self.reads(node)
         yield from self.outputs
+
+    def reads(self, node: Node) -> list[Tensor]:
+        """Tensors *node* reads, by its inputs or by capture in its subgraphs."""
+        captured = self._captures.get(id(node))
+        return [*node.inputs, *captured] if captured else node.inputs
+
+    def _find_captures(
+        self, initializers: Mapping[str, onnx.TensorProto | onnx.SparseTensorProto]
+    ) -> None:
+        """Note what subgraphs read from the main graph.
+
+        By name: graphsurgeon misses tensors that a subgraph hands straight to its outputs, and
+        hangs a subgraph's own initializers on its nodes just like captured ones.
+        """
+        tensors: dict[str, Tensor] | None = None
+        for key, proto in self._origin.items():
+            names = _captured_names(proto)
+            if not names:
+                continue
+            if tensors is None:
+                tensors = {t.name: t for n in self._imported for t in (*n.inputs, *n.outputs)}
+                tensors.update((t.name, t) for t in (*self.inputs, *self.outputs))
+            for name in names:
+                if name not in tensors and name in initializers:
+                    tensors[name] = OnnxImporter.import_tensor(initializers[name])
+            self._captures[key] = [tensors[name] for name in names if name in tensors]
+            for tensor in self._captures[key]:
+                self._capturers.setdefault(id(tensor), []).append(key)
 
     # -- shapes --------------------------------------------------------------------------------
 
@@ -326,9 +370,8 @@ class Model:
         """Everything that is written but the dense initializers, in file order."""
         model = self._frame()
         graph = model.graph
-        graph.sparse_initializer.extend(
-            self._sparse[t.name] for t in self.constants() if t.name in self._sparse
-        )
+        used = {t.name for t in self.constants()}.union(self.idle_initializers)
+        graph.sparse_initializer.extend(t for n, t in self._sparse.items() if n in used)
         if model.ir_version < 4:
             listed = {v.name for v in graph.input}
             graph.input.extend(
@@ -358,7 +401,12 @@ class Model:
         """The message for *tensor*: the loaded one if untouched (not a copy), else a new one."""
         values = tensor._values
         if isinstance(values, LazyValues):
-            return values.tensor
+            if values.tensor.name == tensor.name:
+                return values.tensor
+            renamed = onnx.TensorProto()
+            renamed.CopyFrom(values.tensor)
+            renamed.name = tensor.name
+            return renamed
         return numpy_helper.from_array(
             np.ascontiguousarray(values).reshape(values.shape), tensor.name
         )
@@ -376,7 +424,7 @@ class Model:
         return model
 
     def node_proto(self, node: Node) -> onnx.NodeProto:
-        """The message for a live *node*: the loaded one, rewired, unless its attributes changed."""
+        """The message for a live *node*: the loaded one, rewired, with its changed attributes."""
         origin = self._origin.get(id(node))
         if origin is None:
             return OnnxExporter.export_node(node)
@@ -386,9 +434,12 @@ class Model:
         proto.input.extend(t.name for t in node.inputs)
         del proto.output[:]
         proto.output.extend(t.name for t in node.outputs)
-        if id(node) in self.changed_attributes:
+        changed = self.changed_attributes.get(id(node))
+        if changed:
+            kept = [a for a in proto.attribute if a.name not in changed]
+            new = {k: v for k, v in node.attrs.items() if k in changed}
             del proto.attribute[:]
-            proto.attribute.extend(OnnxExporter.export_attributes(node.attrs))
+            proto.attribute.extend([*kept, *OnnxExporter.export_attributes(new)])
         return proto
 
     # -- whole-model facts ---------------------------------------------------------------------
@@ -424,11 +475,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _standard_opset(proto: onnx.ModelProto) -> int:
+def standard_opset(proto: onnx.ModelProto) -> int:
+    """Version of the standard operator set *proto* imports, or 0."""
     for entry in proto.opset_import:
         if entry.domain in DEFAULT_DOMAINS:
             return entry.version
-    raise InvalidModelError("the model imports no standard ONNX operator set")
+    # Before IR version 3 there were no imports, and one operator set.
+    return 1 if proto.ir_version < 3 and not proto.opset_import else 0
 
 
 def _header_of(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -456,6 +509,7 @@ def _all_names(proto: onnx.ModelProto) -> Iterator[str]:
     while stack:
         graph = stack.pop()
         yield from (t.name for t in graph.initializer)
+        yield from (t.values.name for t in graph.sparse_initializer)
         yield from (v.name for v in graph.input)
         for node in graph.node:
             yield from (n for n in (node.name, *node.output) if n)
@@ -465,20 +519,23 @@ def _all_names(proto: onnx.ModelProto) -> Iterator[str]:
                 stack.extend(attribute.graphs)
 
 
-def _reads(node: Node) -> list[Tensor]:
-    """Tensors *node* reads, by its inputs or by capture in its subgraphs."""
-    tensors = list(node.inputs)
-    for subgraph in node.subgraphs(recursive=True):
-        for inner in subgraph.nodes:
-            tensors.extend(inner.inputs)
-        tensors.extend(subgraph.outputs)
-    return tensors
+def _captured_names(node: onnx.NodeProto) -> list[str]:
+    """Names that the subgraphs of *node* read but do not define, each once."""
+    names: dict[str, None] = {}
+    for attribute in node.attribute:
+        graphs = [attribute.g] if attribute.HasField("g") else attribute.graphs
+        for graph in graphs:
+            names.update(dict.fromkeys(_free_names(graph)))
+    return list(names)
 
 
-def _subgraph_owners(nodes: Iterable[Node]) -> dict[int, int]:
-    owners: dict[int, int] = {}
-    for node in nodes:
-        for subgraph in node.subgraphs(recursive=True):
-            for inner in subgraph.nodes:
-                owners[id(inner)] = id(node)
-    return owners
+def _free_names(graph: onnx.GraphProto) -> Iterator[str]:
+    defined = {t.name for t in graph.initializer}
+    defined.update(t.values.name for t in graph.sparse_initializer)
+    defined.update(v.name for v in graph.input)
+    defined.update(name for node in graph.node for name in node.output)
+    for node in graph.node:
+        for name in (*node.input, *_captured_names(node)):
+            if name and name not in defined:
+                yield name
+    yield from (v.name for v in graph.output if v.name and v.name not in defined)

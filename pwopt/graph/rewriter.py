@@ -71,6 +71,10 @@ class Rewriter:
         self._touched.clear()
         return list(live.values())
 
+    def revisit(self, node: Node) -> None:
+        """Have the driver look at *node* again, though it stands further off than next door."""
+        self._touched.append(node)
+
     # -- new things ----------------------------------------------------------------------------
 
     def name(self, hint: str) -> str:
@@ -196,17 +200,17 @@ class Rewriter:
     def set_attribute(self, node: Node, key: str, value: Attribute | None) -> None:
         """Set attribute *key* of *node*, or remove it with ``None``."""
         before = node.attrs
-        was_changed = id(node) in self.model.changed_attributes
+        changed = self.model.changed_attributes
+        keys = changed.get(id(node), frozenset())
         after = {k: v for k, v in before.items() if k != key}
         if value is not None:
             after[key] = value
         node.attrs = after
-        self.model.changed_attributes.add(id(node))
+        changed[id(node)] = keys | {key}
 
         def undo() -> None:
             node.attrs = before
-            if not was_changed:
-                self.model.changed_attributes.discard(id(node))
+            changed[id(node)] = keys
 
         self._undo.append(undo)
         self._touch(node)
@@ -230,22 +234,32 @@ class Rewriter:
         """
         model = self.model
         target = node.outputs[0]
-        if model.is_captured(target):
-            return False
-        if not model.is_output(target):
-            self.remove(node)
-            self.redirect(target, source)
-            return True
-        producers = [p for p in source.inputs if id(p) in model.nodes]
-        if len(producers) != 1 or model.is_output(source) or model.is_captured(source):
+        if not model.can_bypass(target, source):
             return False
         self.remove(node)
-        producer = producers[0]
+        if not model.is_output(target):
+            self.redirect(target, source)
+            return True
+        producer = next(p for p in source.inputs if id(p) in model.nodes)
         self.set_output(
             producer, next(i for i, t in enumerate(producer.outputs) if t is source), target
         )
         self.redirect(source, target)
         return True
+
+    def freeze(self, node: Node, values: Sequence[np.ndarray[Any, Any] | Constant | None]) -> None:
+        """Replace *node* by initializers that bear the names of its outputs.
+
+        Args:
+            node: none of its outputs is a graph output or captured by a subgraph.
+            values: per output an array (not copied), a constant whose data is shared, or ``None``
+                where nothing reads the output.
+        """
+        self.remove(node)
+        for tensor, value in zip(list(node.outputs), values, strict=True):
+            if value is not None:
+                data = value._values if isinstance(value, Constant) else value
+                self.redirect(tensor, Constant(tensor.name, data))
 
     def set_output(self, node: Node, index: int, tensor: Tensor) -> None:
         """Let output *index* of *node* write *tensor*, which has no producer."""
@@ -288,6 +302,9 @@ def _set_type(tensor: Variable, dtype: Any, shape: Any) -> None:
 
 
 def _drop(items: list[Node], node: Node) -> None:
+    if items and items[-1] is node:  # what an undo takes back was appended last
+        list.pop(items)
+        return
     for index, item in enumerate(items):
         if item is node:
             list.__delitem__(items, index)

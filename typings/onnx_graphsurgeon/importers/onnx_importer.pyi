@@ -1,8 +1,9 @@
 from collections.abc import Iterable
+from typing import overload
 
 import onnx
 
-from onnx_graphsurgeon import Graph, Variable
+from onnx_graphsurgeon import Constant, Graph, Variable
 
 class OnnxImporter:
     @staticmethod
@@ -13,4 +14,8 @@ class OnnxImporter:
         import_domains: Iterable[onnx.OperatorSetIdProto] | None = ...,
     ) -> Graph: ...
     @staticmethod
+    @overload
     def import_tensor(onnx_tensor: onnx.ValueInfoProto) -> Variable: ...
+    @staticmethod
+    @overload
+    def import_tensor(onnx_tensor: onnx.TensorProto | onnx.SparseTensorProto) -> Constant: ...

@@ -10,3 +10,6 @@ class LazyValues:
     nbytes: int
     def __init__(self, tensor: onnx.TensorProto) -> None: ...
     def load(self) -> np.ndarray[Any, Any]: ...
+
+class SparseValues(LazyValues):
+    tensor: onnx.SparseTensorProto  # type: ignore[assignment]
