@@ -7,7 +7,6 @@ The public names load what they need when they are first used, so that importing
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from pwopt.result import Report
     from pwopt.target import Target
     from pwopt.tuning.pipeline import Pipeline
+
+__version__: str
 
 __all__ = [
     "Options",
@@ -32,8 +33,6 @@ __all__ = [
     "passes",
     "verify",
 ]
-
-__version__ = version("pwopt")
 
 _HOMES = {
     "Options": "pwopt.line",
@@ -50,6 +49,8 @@ _MODULES = ("models", "passes")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("pwopt")
     if name in _MODULES:
         return import_module(f"pwopt.{name}")
     if name not in _HOMES:

@@ -1,0 +1,221 @@
+"""The search against a synthetic machine: latencies follow from what was applied, no clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pwopt.errors import VerificationError
+from pwopt.graph import Written
+from pwopt.remark import Kind, Remark, Verdict
+from pwopt.runtime import Comparison, Latency
+from pwopt.tuning.pipeline import Ruling, Rulings, StopReason
+from pwopt.tuning.search import Effort, Found, search, settle
+from pwopt.tuning.workbench import Build, Workbench
+
+Site = tuple[str, str, tuple[str, ...]]
+"""Pass, signature, variants."""
+
+
+class SyntheticBench:
+    """Stands in for a workbench; the time of a model is a product of factors of what it applied."""
+
+    def __init__(
+        self,
+        simplify: list[Site],
+        lower: list[Site],
+        factors: dict[str, float],
+        *,
+        wrong: set[str] = frozenset(),  # type: ignore[assignment]
+        canonical: float = 1.0,
+    ) -> None:
+        self.sites = [*simplify, *lower]
+        self.simplify = [SimpleNamespace(name=n) for n in dict.fromkeys(s[0] for s in simplify)]
+        self.lower = [SimpleNamespace(name=n) for n in dict.fromkeys(s[0] for s in lower)]
+        self.factors = factors
+        self.wrong = wrong
+        self.canonical = canonical
+        self.original = Path("original")
+        self.feeds = [{}]
+        self.builds = 0
+
+    def progress(self, *_: object) -> None:
+        pass
+
+    def build(self, rulings: Rulings) -> Build:
+        self.builds += 1
+        remarks = []
+        applied = []
+        for ordinal, (name, group, variants) in enumerate(self.sites, start=1):
+            ruling = rulings.find(ordinal, name, group)
+            if rulings.limit is not None and ordinal > rulings.limit:
+                ruling = Ruling(Verdict.HELD)
+            variant = ruling.variant or variants[0]
+            facts: dict[str, Any] = {"signature": group}
+            if len(variants) > 1:
+                facts["variants"] = list(variants)
+            remarks.append(
+                Remark(ordinal, name, group, ruling.verdict.kind, ruling.verdict.value, facts)
+            )
+            if ruling.verdict is Verdict.KEPT:
+                applied.append(f"{name}/{group}/{variant}")
+        content = " ".join(applied)
+        written = Written(Path(f"m {content}"), content, 0)
+        return Build(rulings, written, tuple(remarks), len(self.sites), StopReason.FIXED_POINT)
+
+    def objection(self, build: Build) -> Ruling | None:
+        bad = self.wrong & set(build.written.sha256.split())
+        return Ruling(Verdict.REJECTED_WRONG, facts={"error": 1.0}) if bad else None
+
+    def verify(self, build: Build) -> Any:
+        ok = self.objection(build) is None
+        return SimpleNamespace(ok=ok, reason=None if ok else "too far off")
+
+    def time(self, path: Path) -> float:
+        if path == self.original:
+            return 1.0
+        time = self.canonical
+        for applied in str(path).split()[1:]:
+            time *= self.factors.get(applied, 1.0)
+        return time
+
+    def compare(self, baseline: Path, candidate: Path, *_: object, **__: object) -> Comparison:
+        a, b = self.time(baseline), self.time(candidate)
+        ratio = a / b
+        return Comparison(
+            Latency(a, (a, a), 9),
+            Latency(b, (b, b), 9),
+            ratio,
+            (ratio * 0.998, ratio * 1.002),
+            9,
+            stable=True,
+        )
+
+
+def run(bench: SyntheticBench, effort: Effort = Effort.FULL) -> Found:
+    return search(cast("Workbench", bench), effort, Rulings())
+
+
+def kept(found: Found) -> set[str]:
+    assert found.build is not None
+    return set(found.build.written.sha256.split())
+
+
+ONE = ("default",)
+
+
+def test_a_helpful_pass_stays_and_idle_and_harmful_ones_go() -> None:
+    bench = SyntheticBench(
+        [("good", "g", ONE), ("idle", "i", ONE), ("bad", "b", ONE)],
+        [],
+        {"good/g/default": 0.8, "bad/b/default": 1.3},
+    )
+    found = run(bench)
+    assert kept(found) == {"good/g/default"}
+    assert found.comparison is not None
+    assert found.comparison.speedup == pytest.approx(1.25)
+    kinds = {r.pass_name: (r.kind, r.reason) for r in found.build.remarks}  # type: ignore[union-attr]
+    assert kinds["idle"] == (Kind.REJECTED, Verdict.REJECTED_SLOWER.value)
+
+
+def test_full_effort_drops_the_harmful_group_of_a_helpful_pass() -> None:
+    bench = SyntheticBench(
+        [("mixed", "good", ONE), ("mixed", "bad", ONE)],
+        [],
+        {"mixed/good/default": 0.5, "mixed/bad/default": 1.1},
+    )
+    assert kept(run(bench)) <= {"mixed/good/default", "mixed/bad/default"}
+    bench.sites.append(("other", "o", ONE))
+    bench.factors["other/o/default"] = 0.9
+    assert kept(run(bench)) == {"mixed/good/default", "other/o/default"}
+
+
+def test_the_fastest_variant_is_taken() -> None:
+    bench = SyntheticBench(
+        [("raise", "r", ("slowish", "fast"))],
+        [],
+        {"raise/r/slowish": 0.9, "raise/r/fast": 0.7},
+    )
+    assert kept(run(bench)) == {"raise/r/fast"}
+
+
+def test_a_lowering_that_loses_everywhere_is_rejected_with_its_figure() -> None:
+    bench = SyntheticBench(
+        [],
+        [("lower", "a", ("nhwc", "nchw")), ("lower", "b", ("nhwc", "nchw"))],
+        {f"lower/{g}/{v}": 1.4 for g in "ab" for v in ("nhwc", "nchw")},
+    )
+    found = run(bench)
+    assert kept(found) == set()
+    assert found.build is not None
+    rejected = [r for r in found.build.remarks if r.kind is Kind.REJECTED]
+    assert len(rejected) == 2
+    ruling = found.build.rulings.find(1, "lower", "a")
+    assert float(str(ruling.facts["speedup"])) < 1
+
+
+def test_a_lowering_that_wins_on_one_group_only_is_kept_there() -> None:
+    bench = SyntheticBench(
+        [],
+        [("lower", "a", ("nhwc", "nchw")), ("lower", "b", ("nhwc", "nchw"))],
+        {
+            "lower/a/nhwc": 1.5,
+            "lower/a/nchw": 1.4,
+            "lower/b/nhwc": 0.95,
+            "lower/b/nchw": 0.8,
+        },
+    )
+    assert kept(run(bench)) == {"lower/b/nchw"}
+
+
+def test_a_wrong_rewrite_is_found_by_bisection_and_taken_back() -> None:
+    sites: list[Site] = [("p", f"g{i}", ONE) for i in range(16)]
+    factors = {f"p/g{i}/default": 0.98 for i in range(16)}
+    bench = SyntheticBench(sites, [], factors, wrong={"p/g11/default"})
+    build = settle(cast("Workbench", bench), bench.build(Rulings()))
+    assert build.remarks[11].reason == Verdict.REJECTED_WRONG.value
+    assert sum(r.kind is Kind.APPLIED for r in build.remarks) == 15
+    assert bench.builds <= 8, "bisection takes log2(16) builds and a few"
+
+
+def test_several_wrong_rewrites_are_all_found() -> None:
+    sites: list[Site] = [("p", f"g{i}", ONE) for i in range(9)]
+    bench = SyntheticBench(sites, [], {}, wrong={"p/g2/default", "p/g7/default"})
+    build = settle(cast("Workbench", bench), bench.build(Rulings()))
+    wrong = [r.site for r in build.remarks if r.reason == Verdict.REJECTED_WRONG.value]
+    assert wrong == ["g2", "g7"]
+
+
+def test_a_wrong_base_is_an_error_and_not_a_model() -> None:
+    bench = SyntheticBench([], [], {})
+    bench.objection = lambda _: Ruling(Verdict.REJECTED_WRONG)  # type: ignore[method-assign]
+    bench.sites = [("p", "g", ONE)]
+    with pytest.raises(VerificationError, match="canonicalised model differs"):
+        settle(cast("Workbench", bench), bench.build(Rulings()))
+
+
+def test_a_slower_canonicalised_model_gives_way_to_the_original() -> None:
+    bench = SyntheticBench([], [], {}, canonical=1.05)
+    found = run(bench)
+    assert found.build is None
+    assert "no model was as fast as the original" in found.reason
+
+
+def test_gains_that_do_not_add_up_fall_back_to_the_canonicalised_model() -> None:
+    class Interacting(SyntheticBench):
+        def compare(self, baseline: Path, candidate: Path, *a: object, **k: object) -> Comparison:
+            if baseline == self.original and candidate != Path("m "):
+                return super().compare(Path("m slow"), self.original)
+            return super().compare(baseline, candidate)
+
+        def time(self, path: Path) -> float:
+            return 0.8 if path == Path("m slow") else super().time(path)
+
+    bench = Interacting([("p", "g", ONE)], [], {"p/g/default": 0.9})
+    found = run(bench)
+    assert found.build is not None
+    assert kept(found) == set()
+    assert "did not add up" in found.reason
