@@ -1,0 +1,1 @@
+"""Numerical algebra in plain NumPy; nothing in here knows ONNX."""

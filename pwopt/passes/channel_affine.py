@@ -1,0 +1,501 @@
+"""Folding a per-channel affine map ``s x + t`` into the linear operators around it.
+
+A BatchNormalization in inference mode is such a map, and so is a Mul, Add, Sub or Div by a constant
+that varies along the channel axis at most. The map can be taken in
+
+* by the operator *before* it, at its outputs: ``s (W x + b) + t = (diag(s) W) x + (s b + t)``;
+* by the operators *behind* it, at their inputs: ``W (s x + t) + b = (W diag(s)) x + (W t + b)``,
+  where the second half needs that every tap of the kernel reads ``t``, so no zero padding.
+
+On the way it may cross operators that it commutes with: a scale ``s > 0`` crosses Relu, LeakyRelu
+and PRelu (they are positively homogeneous: ``f(s x) = s f(x)``); ``s x + t`` with ``s > 0`` crosses
+MaxPool and GlobalMaxPool (a maximum commutes with an increasing map; padding is never the maximum);
+any ``s x`` crosses AveragePool and GlobalAveragePool (they are linear), and ``t`` too where no
+window averages padding zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pwopt.graph import ConvFacts, Facts, Node, Rewriter, Tensor
+from pwopt.numerics import channel_algebra
+
+__all__ = [
+    "Absorption",
+    "Affine",
+    "Fold",
+    "Obstacle",
+    "apply_fold",
+    "fold_backward",
+    "fold_forward",
+]
+
+Array = np.ndarray[Any, Any]
+Float64 = npt.NDArray[np.float64]
+
+
+class Obstacle(StrEnum):
+    """What keeps an affine map from reaching or entering a linear operator."""
+
+    NO_LINEAR_NEIGHBOUR = "no-linear-neighbour"
+    OTHER_READERS = "other-readers"
+    GRAPH_OUTPUT = "graph-output"
+    NON_LINEAR_BETWEEN = "non-linear-between"
+    WEIGHT_NOT_CONSTANT = "weight-not-constant"
+    BIAS_NOT_PER_CHANNEL = "bias-not-per-channel"
+    NOT_PER_CHANNEL = "not-per-channel"
+    SHIFT_MEETS_PADDING = "shift-meets-padding"
+    NO_BIAS_INPUT = "no-bias-input"
+    OUT_OF_RANGE = "out-of-range"
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """The map ``scale * x + shift``.
+
+    Attributes:
+        scale, shift: float64, of the rank of ``x``; every axis is 1 or as long as that of ``x``.
+    """
+
+    scale: Float64
+    shift: Float64
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether the scale is not one everywhere."""
+        return bool((self.scale != 1).any())
+
+    @property
+    def has_shift(self) -> bool:
+        """Whether the shift is not zero everywhere."""
+        return bool(self.shift.any())
+
+    @property
+    def is_increasing(self) -> bool:
+        """Whether larger inputs give larger outputs everywhere."""
+        return bool((self.scale > 0).all())
+
+    def along(self, axis: int, size: int) -> tuple[Float64, Float64] | None:
+        """Scale and shift as ``[size]``, if they vary along *axis* at most."""
+        vectors: list[Float64] = []
+        for values in (self.scale, self.shift):
+            if values.size != values.shape[axis] or values.size not in (1, size):
+                return None
+            vectors.append(np.broadcast_to(values.reshape(-1), (size,)))
+        return vectors[0], vectors[1]
+
+    def varies_within_channels(self) -> bool:
+        """Whether the map is not the same all over a channel (axis 1)."""
+        return any(math.prod(v.shape) != v.shape[1] for v in (self.scale, self.shift))
+
+
+@dataclass(frozen=True, eq=False)
+class Absorption:
+    """New parameters for a linear node; ``None`` leaves the old ones."""
+
+    node: Node
+    weight: Array | None
+    bias: Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Where an affine map goes.
+
+    Attributes:
+        absorptions: what becomes of the linear nodes that take it in.
+        crossed: the nodes it commutes with on the way, nearest to the map first.
+    """
+
+    absorptions: tuple[Absorption, ...]
+    crossed: tuple[Node, ...]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node the map meets."""
+        return (*self.crossed, *(a.node for a in self.absorptions))
+
+    def describe(self, facts: Facts) -> str:
+        """The names of the nodes that take the map in."""
+        return ", ".join(facts.site(a.node) for a in self.absorptions)
+
+
+# -- the way there ---------------------------------------------------------------------------------
+
+
+def fold_backward(facts: Facts, tensor: Tensor, affine: Affine) -> Fold | Obstacle:
+    """Fold *affine*, which is applied to *tensor*, into the linear operator that computes it."""
+    crossed: list[Node] = []
+    obstacle: Obstacle | None = None
+    while True:
+        producer = facts.producer(tensor)
+        operator = _linear(facts, producer)
+        if producer is None or (operator is None and not _may_cross(facts, producer)):
+            return Obstacle.NO_LINEAR_NEIGHBOUR
+        # What is in the way matters only if a linear operator stands behind it.
+        obstacle = obstacle or _private_to_one(facts, tensor)
+        if operator is not None:
+            if obstacle is not None:
+                return obstacle
+            absorption = operator.absorb_behind(facts, affine)
+            if isinstance(absorption, Obstacle):
+                return absorption
+            return Fold((absorption,), tuple(crossed))
+        obstacle = obstacle or _crossing(facts, producer, affine)
+        crossed.append(producer)
+        tensor = producer.inputs[0]
+
+
+def fold_forward(facts: Facts, tensor: Tensor, affine: Affine) -> Fold | Obstacle:
+    """Fold *affine*, which computes *tensor*, into the linear operators that read it."""
+    crossed: list[Node] = []
+    operators: list[_Linear] = []
+    obstacles: list[Obstacle] = []
+    pending = [tensor]
+    while pending:
+        current = pending.pop()
+        obstacles += _outside_readers(facts, current)
+        for consumer in facts.consumers(current):
+            # What is in the way matters only if a linear operator stands behind it.
+            obstacle = _entering(facts, current, consumer, affine)
+            operator = _linear(facts, consumer)
+            if obstacle is not None:
+                obstacles.append(obstacle)
+            if operator is not None:
+                operators.append(operator)
+            elif _may_cross(facts, consumer):
+                crossed.append(consumer)
+                pending.append(consumer.outputs[0])
+    if not operators:
+        return Obstacle.NO_LINEAR_NEIGHBOUR
+    if obstacles:
+        return obstacles[0]
+    absorptions: list[Absorption] = []
+    for operator in operators:
+        absorption = operator.absorb_before(facts, affine)
+        if isinstance(absorption, Obstacle):
+            return absorption
+        absorptions.append(absorption)
+    return Fold(tuple(absorptions), tuple(crossed))
+
+
+def _outside_readers(facts: Facts, tensor: Tensor) -> list[Obstacle]:
+    if facts.is_output(tensor):
+        return [Obstacle.GRAPH_OUTPUT]
+    return [Obstacle.OTHER_READERS] if facts.is_captured(tensor) else []
+
+
+def _entering(facts: Facts, tensor: Tensor, consumer: Node, affine: Affine) -> Obstacle | None:
+    """Why *affine*, applied to *tensor*, can neither enter nor cross *consumer*."""
+    if consumer.inputs[0] is not tensor or sum(t is tensor for t in consumer.inputs) > 1:
+        return Obstacle.OTHER_READERS
+    if _linear(facts, consumer) is not None:
+        return None
+    return (
+        _crossing(facts, consumer, affine)
+        if _may_cross(facts, consumer)
+        else Obstacle.OTHER_READERS
+    )
+
+
+def _private_to_one(facts: Facts, tensor: Tensor) -> Obstacle | None:
+    if facts.is_output(tensor):
+        return Obstacle.GRAPH_OUTPUT
+    return None if facts.is_private(tensor) else Obstacle.OTHER_READERS
+
+
+_HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu")
+_MAXIMA = ("MaxPool", "GlobalMaxPool")
+_MEANS = ("AveragePool", "GlobalAveragePool")
+
+
+def _may_cross(facts: Facts, node: Node) -> bool:
+    """Whether some affine map commutes with *node*."""
+    if not facts.is_op(node, *_HOMOGENEOUS, *_MAXIMA, *_MEANS):
+        return False
+    if len(node.outputs) != 1:
+        return False  # The indices of a MaxPool may change with rounding where values tie.
+    # With ceil_mode a window may lie in the padding alone, where runtimes differ.
+    return facts.attr_int(node, "ceil_mode", 0) == 0
+
+
+def _crossing(facts: Facts, node: Node, affine: Affine) -> Obstacle | None:
+    """Why *affine* does not commute with *node*, which :func:`_may_cross`."""
+    if facts.is_op(node, *_HOMOGENEOUS):
+        ok = affine.is_increasing and not affine.has_shift
+        return None if ok else Obstacle.NON_LINEAR_BETWEEN
+    if affine.varies_within_channels():
+        return Obstacle.NOT_PER_CHANNEL
+    if facts.is_op(node, *_MAXIMA):
+        return None if affine.is_increasing else Obstacle.NON_LINEAR_BETWEEN
+    if affine.has_shift and _averages_padding(facts, node):
+        return Obstacle.SHIFT_MEETS_PADDING
+    return None
+
+
+def _averages_padding(facts: Facts, node: Node) -> bool:
+    if node.op == "GlobalAveragePool" or not facts.attr_int(node, "count_include_pad", 0):
+        return False
+    kernel = facts.attr_ints(node, "kernel_shape", ())
+    ones = (1,) * len(kernel)
+    strides = facts.attr_ints(node, "strides", ones)
+    pads = facts.window_pads(node, kernel, strides, facts.attr_ints(node, "dilations", ones))
+    return pads is None or any(pads)
+
+
+# -- the linear operators --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Linear(ABC):
+    """A linear operator; data is its input 0, weights its input 1, a bias its input 2."""
+
+    node: Node
+
+    def absorb_behind(self, facts: Facts, affine: Affine) -> Absorption | Obstacle:
+        """Parameters with which the node does what *affine* after it did."""
+        vectors = affine.along(self._axis(affine), self._channels(behind=True))
+        if vectors is None:
+            return Obstacle.NOT_PER_CHANNEL
+        scale, shift = vectors
+        bias: Float64 | None = None
+        if affine.has_shift or self._has_bias(facts):
+            old = self._bias(facts)
+            if isinstance(old, Obstacle):
+                return old
+            bias = scale * old + shift
+        return self._absorption(facts, scale if affine.has_scale else None, bias, behind=True)
+
+    def absorb_before(self, facts: Facts, affine: Affine) -> Absorption | Obstacle:
+        """Parameters with which the node does what *affine* before it did."""
+        vectors = affine.along(self._axis(affine), self._channels(behind=False))
+        if vectors is None:
+            return Obstacle.NOT_PER_CHANNEL
+        scale, shift = vectors
+        bias: Float64 | None = None
+        if affine.has_shift:
+            old = self._bias(facts)
+            if isinstance(old, Obstacle):
+                return old
+            response = self._response(facts, shift)
+            if isinstance(response, Obstacle):
+                return response
+            bias = old + response
+        return self._absorption(facts, scale if affine.has_scale else None, bias, behind=False)
+
+    def _absorption(
+        self, facts: Facts, scale: Float64 | None, bias: Float64 | None, *, behind: bool
+    ) -> Absorption | Obstacle:
+        weight = facts.constant(self.node.inputs[1])
+        dtype = facts.dtype(self.node.inputs[1])
+        if dtype is None or (weight is None and scale is not None):
+            return Obstacle.WEIGHT_NOT_CONSTANT
+        new_weight: Array | None = None
+        if weight is not None and scale is not None:
+            new_weight = channel_algebra.cast(self._scaled(weight, scale, behind=behind), dtype)
+            if new_weight is None:
+                return Obstacle.OUT_OF_RANGE
+        new_bias: Array | None = None
+        if bias is not None:
+            new_bias = channel_algebra.cast(bias, dtype, may_vanish=True)
+            if new_bias is None:
+                return Obstacle.OUT_OF_RANGE
+        return Absorption(self.node, new_weight, new_bias)
+
+    def _has_bias(self, facts: Facts) -> bool:
+        return facts.input(self.node, 2) is not None
+
+    @abstractmethod
+    def _axis(self, affine: Affine) -> int:
+        """The channel axis, of a tensor of the rank of *affine*."""
+
+    @abstractmethod
+    def _channels(self, *, behind: bool) -> int:
+        """Number of output or input channels."""
+
+    @abstractmethod
+    def _bias(self, facts: Facts) -> Float64 | Obstacle:
+        """The bias as ``[Cout]``, zeros if absent."""
+
+    @abstractmethod
+    def _response(self, facts: Facts, shift: Float64) -> Float64 | Obstacle:
+        """What the node, without bias, makes of an input that is *shift* everywhere."""
+
+    @abstractmethod
+    def _scaled(self, weight: Array, scale: Float64, *, behind: bool) -> Float64:
+        """Weights with a scale on the output or input channels."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Conv(_Linear):
+    """Conv or ConvTranspose."""
+
+    conv: ConvFacts
+
+    @property
+    def _transposed(self) -> bool:
+        return self.node.op == "ConvTranspose"
+
+    def _axis(self, affine: Affine) -> int:  # noqa: ARG002 - channels are always axis 1
+        return 1
+
+    def _channels(self, *, behind: bool) -> int:
+        return self.conv.cout if behind else self.conv.cin
+
+    def _bias(self, facts: Facts) -> Float64 | Obstacle:
+        if self.conv.bias is None:
+            return np.zeros(self.conv.cout)
+        bias = facts.constant(self.conv.bias)
+        return Obstacle.WEIGHT_NOT_CONSTANT if bias is None else bias.astype(np.float64)
+
+    def _response(self, facts: Facts, shift: Float64) -> Float64 | Obstacle:
+        # A ConvTranspose answers a constant with a pattern of the period of its strides.
+        if self._transposed or not self.conv.is_unpadded:
+            return Obstacle.SHIFT_MEETS_PADDING
+        weight = facts.constant(self.conv.weight)
+        if weight is None:
+            return Obstacle.WEIGHT_NOT_CONSTANT
+        return channel_algebra.constant_response(weight, shift, group=self.conv.group)
+
+    def _scaled(self, weight: Array, scale: Float64, *, behind: bool) -> Float64:
+        apply = channel_algebra.scale_outputs if behind else channel_algebra.scale_inputs
+        return apply(weight, scale, group=self.conv.group, transposed=self._transposed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Matrix(_Linear):
+    """Gemm or MatMul with a two-dimensional right-hand side ``[K, N]``.
+
+    Attributes:
+        shape: K and N.
+        is_stored_transposed: whether the weight is stored as ``[N, K]``.
+        alpha, beta: factors of the product and of the bias.
+    """
+
+    shape: tuple[int, int]
+    is_stored_transposed: bool
+    alpha: float
+    beta: float
+
+    def _axis(self, affine: Affine) -> int:
+        return affine.scale.ndim - 1
+
+    def _channels(self, *, behind: bool) -> int:
+        return self.shape[1] if behind else self.shape[0]
+
+    def _bias(self, facts: Facts) -> Float64 | Obstacle:
+        size = self.shape[1]
+        if self.node.op == "MatMul" and facts.rank(self.node.inputs[0]) != 2:
+            return Obstacle.NO_BIAS_INPUT
+        tensor = facts.input(self.node, 2)
+        if tensor is None:
+            return np.zeros(size)
+        bias = facts.constant(tensor)
+        if bias is None:
+            return Obstacle.WEIGHT_NOT_CONSTANT
+        if bias.size not in (1, size) or (bias.ndim and bias.shape[-1] != bias.size):
+            return Obstacle.BIAS_NOT_PER_CHANNEL
+        return np.broadcast_to(self.beta * bias.astype(np.float64).reshape(-1), (size,))
+
+    def _response(self, facts: Facts, shift: Float64) -> Float64 | Obstacle:
+        weight = facts.constant(self.node.inputs[1])
+        if weight is None:
+            return Obstacle.WEIGHT_NOT_CONSTANT
+        rows = weight if self.is_stored_transposed else weight.T
+        return self.alpha * channel_algebra.constant_response(rows, shift)
+
+    def _scaled(self, weight: Array, scale: Float64, *, behind: bool) -> Float64:
+        rows = weight if self.is_stored_transposed else weight.T
+        apply = channel_algebra.scale_outputs if behind else channel_algebra.scale_inputs
+        scaled = apply(rows, scale)
+        return scaled if self.is_stored_transposed else scaled.T
+
+
+def _linear(facts: Facts, node: Node | None) -> _Linear | None:
+    """*node* as a linear operator whose weight shape is known, with data on the left."""
+    if node is None or not facts.is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return None
+    conv = facts.conv(node)
+    if conv is not None:
+        return _Conv(node, conv)
+    shape = facts.static_shape(facts.input(node, 1))
+    if shape is None or len(shape) != 2 or node.op not in ("Gemm", "MatMul"):
+        return None
+    if facts.attr_int(node, "transA", 0) or facts.opset < 7:
+        return None  # Before opset 7 a Gemm has another rule for the shape of its bias.
+    stored_transposed = bool(facts.attr_int(node, "transB", 0))
+    return _Matrix(
+        node,
+        (shape[1], shape[0]) if stored_transposed else (shape[0], shape[1]),
+        stored_transposed,
+        facts.attr_float(node, "alpha", 1.0),
+        facts.attr_float(node, "beta", 1.0),
+    )
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def apply_fold(rewriter: Rewriter, node: Node, data: Tensor, fold: Fold, *, backward: bool) -> None:
+    """Write *fold* and remove *node*, the affine operator, which reads *data*."""
+    target = node.outputs[0]
+    last = fold.crossed[0] if fold.crossed else fold.absorptions[0].node
+    if backward:
+        # The operator before takes over the name that others know the result by.
+        rewriter.remove(node)
+        rewriter.set_output(last, 0, target)
+        _revisit_downstream(rewriter, target)
+    else:
+        rewriter.bypass(node, data)
+        _revisit_upstream(rewriter, data)
+    for absorption in fold.absorptions:
+        _write(rewriter, absorption)
+
+
+def _write(rewriter: Rewriter, absorption: Absorption) -> None:
+    node, weight, bias = absorption.node, absorption.weight, absorption.bias
+    if weight is not None:
+        rewriter.set_weight(node, 1, weight)
+    if bias is None:
+        return
+    if node.op != "MatMul":
+        rewriter.set_weight(node, 2, bias)
+        if node.attrs.get("beta", 1.0) != 1.0:
+            rewriter.set_attribute(node, "beta", None)
+        return
+    inputs: Sequence[Tensor] = [*node.inputs, rewriter.constant(f"{node.name}/bias", bias)]
+    output = node.outputs[0]
+    rewriter.remove(node)
+    rewriter.add("Gemm", inputs, [output], near=node)
+
+
+# Where a map has gone, another one that waited behind crossable operators may follow.
+
+
+def _revisit_upstream(rewriter: Rewriter, tensor: Tensor) -> None:
+    facts = Facts(rewriter.model)
+    producer = facts.producer(tensor)
+    while producer is not None and _may_cross(facts, producer):
+        producer = facts.producer(producer.inputs[0])
+    if producer is not None:
+        rewriter.revisit(producer)
+
+
+def _revisit_downstream(rewriter: Rewriter, tensor: Tensor) -> None:
+    facts = Facts(rewriter.model)
+    pending = [tensor]
+    while pending:
+        for consumer in facts.consumers(pending.pop()):
+            if _may_cross(facts, consumer):
+                pending.append(consumer.outputs[0])
+            else:
+                rewriter.revisit(consumer)
