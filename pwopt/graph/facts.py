@@ -239,7 +239,9 @@ class Facts:
 
     def is_float(self, tensor: Tensor | None) -> bool:
         """Whether the dtype is float16, float32 or float64."""
-        return self.dtype(tensor) in _FLOATS
+        dtype = self.dtype(tensor)
+        # NumPy holds None to be equal to float64.
+        return dtype is not None and dtype in _FLOATS
 
     # -- convolutions --------------------------------------------------------------------------
 
