@@ -169,12 +169,12 @@ def cast(values: Float64, dtype: np.dtype[Any], *, may_vanish: bool = False) -> 
     keeps full precision down to 6e-5 only.
     """
     with np.errstate(over="ignore", under="ignore"):
-        rounded = values.astype(dtype)
+        rounded = values.astype(dtype, order="C")
     if not np.isfinite(rounded).all():
         return None
     if not may_vanish and 0 < np.abs(values).max(initial=0.0) < np.finfo(dtype).tiny:
         return None
-    return np.ascontiguousarray(rounded)
+    return rounded
 
 
 def _along_first(scale: Array, rank: int) -> Float64:

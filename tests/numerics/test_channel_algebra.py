@@ -192,6 +192,14 @@ def test_cast_refuses_what_it_would_ruin() -> None:
         np.testing.assert_allclose(rounded, values, atol=1e-7)
 
 
+def test_cast_keeps_the_shape() -> None:
+    for values in (np.array(2.0), np.broadcast_to(np.ones(3), (2, 3)), np.ones((3, 2)).T):
+        rounded = channel_algebra.cast(values, np.dtype(np.float32))
+        assert rounded is not None
+        assert rounded.shape == values.shape
+        assert rounded.flags.c_contiguous
+
+
 def test_scales_leave_their_operands_alone() -> None:
     weight = np.ones((4, 2, 1, 1), np.float32)
     scale = np.arange(4.0)

@@ -19,6 +19,7 @@ Array = np.ndarray[Any, Any]
 NEWEST_OPSET = 26
 OPSETS = (*harness.OPSETS, NEWEST_OPSET)
 DTYPES = (np.float16, np.float32, np.float64)
+BATCH: st.SearchStrategy[int | str] = st.one_of(st.sampled_from([1, 2]), st.just("batch"))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from pwopt.passes.fold_batch_normalization import FoldBatchNormalization
 from tests.passes import harness
 from tests.passes.linear_models import (
+    BATCH,
     DTYPES,
     OPSETS,
     Draft,
@@ -388,9 +389,6 @@ def test_overridable_weight() -> None:
 
 
 # -- properties ------------------------------------------------------------------------------------
-
-
-BATCH: st.SearchStrategy[int | str] = st.one_of(st.sampled_from([1, 2]), st.just("batch"))
 
 
 @st.composite
