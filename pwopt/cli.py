@@ -128,7 +128,7 @@ def _fail(message: str, code: int) -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="pwopt")
 def main() -> None:
-    """Make ONNX convolutional networks faster on ONNX Runtime; never slower, never wrong.
+    r"""Make ONNX convolutional networks faster on ONNX Runtime; never slower, never wrong.
 
     MODEL is a path, or example:NAME for a reference model that pwopt builds itself.
 
@@ -197,7 +197,7 @@ def optimize(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Rewrite MODEL, keep what is verified and measured faster, and say what was done.
+    r"""Rewrite MODEL, keep what is verified and measured faster, and say what was done.
 
     \b
     Example:
@@ -263,7 +263,7 @@ def verify(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Compare what CANDIDATE computes with REFERENCE; exit code 3 if they differ.
+    r"""Compare what CANDIDATE computes with REFERENCE; exit code 3 if they differ.
 
     \b
     Example:
@@ -307,7 +307,7 @@ def bench(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Time MODEL, in pairs with BASELINE if one is given.
+    r"""Time MODEL, in pairs with BASELINE if one is given.
 
     \b
     Example:
@@ -353,7 +353,7 @@ def inspect(
     profile: bool,
     as_json: bool,
 ) -> None:
-    """Per layer and in total: shapes, params, MACs, bytes moved, arithmetic intensity.
+    r"""Per layer and in total: shapes, params, MACs, bytes moved, arithmetic intensity.
 
     \b
     Example:
@@ -370,9 +370,14 @@ def inspect(
         cost = model_cost(_loaded(path), target.input_shapes)
         times = checks.node_times_us(path, target=target) if profile else None
     if as_json:
-        totals = {"params": cost.params, "macs": cost.macs, "flops": cost.flops, "bytes": cost.bytes}
-        nodes = [asdict(n) for n in cost.nodes]
-        _emit_json({"total": totals, "unknown": list(cost.unknown), "nodes": nodes, "time_us": times})
+        _emit_json(
+            {
+                "total": {k: getattr(cost, k) for k in ("params", "macs", "flops", "bytes")},
+                "unknown": list(cost.unknown),
+                "nodes": [asdict(n) for n in cost.nodes],
+                "time_us": times,
+            }
+        )
         return
     _emit(inspect_table(cost, times))
 
@@ -384,7 +389,7 @@ def inspect(
 @json_option
 @reports_errors
 def explain(model: str, node: str | None, passes: str | None, as_json: bool) -> None:
-    """What each pass says about each site: applies, or declines and why; measures nothing.
+    r"""What each pass says about each site: applies, or declines and why; measures nothing.
 
     \b
     Example:
@@ -415,7 +420,7 @@ def explain(model: str, node: str | None, passes: str | None, as_json: bool) -> 
 @json_option
 @reports_errors
 def show_passes(name: str | None, as_json: bool) -> None:
-    """List the passes, or show the documentation of one.
+    r"""List the passes, or show the documentation of one.
 
     \b
     Example:
@@ -442,7 +447,7 @@ def models() -> None:
 @json_option
 @reports_errors
 def list_models(as_json: bool) -> None:
-    """List the reference models.
+    r"""List the reference models.
 
     \b
     Example:
@@ -464,7 +469,7 @@ def list_models(as_json: bool) -> None:
 @click.option("--batch", default="1", show_default=True, help="A number, or a name for dynamic.")
 @reports_errors
 def export_model(name: str, output: Path | None, seed: int, batch: str) -> None:
-    """Write a reference model.
+    r"""Write a reference model.
 
     \b
     Example:
@@ -523,7 +528,8 @@ def _progress() -> Iterator[Progress]:
 
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("starting", total=None)
 
         def update(label: str, fraction: float | None) -> None:

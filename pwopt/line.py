@@ -46,7 +46,7 @@ from pwopt.tuning.driver import Driver
 from pwopt.tuning.gate import analytic_review
 from pwopt.tuning.pipeline import Ruling, Rulings
 from pwopt.tuning.search import Effort, Found, search, settle
-from pwopt.tuning.workbench import Build, Progress, Workbench
+from pwopt.tuning.workbench import Progress, Workbench
 
 __all__ = ["Options", "optimize"]
 
@@ -112,7 +112,7 @@ def optimize(
     model: str | Path,
     output: str | Path | None = None,
     target: Target = Target(),  # noqa: B008 - frozen
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
     progress: Progress = _silent,
 ) -> Report:
     """Optimize a model file for a target, write the result and say what was done.
@@ -140,9 +140,9 @@ def optimize(
 def _assert_writable(source: Path, destination: Path, options: Options) -> None:
     if options.dry_run:
         return
-    if not options.overwrite and source.exists() and destination.exists():
-        if source.samefile(destination):
-            raise OutputError(f"{destination}: is the input itself; pass --overwrite to replace it")
+    both_exist = source.exists() and destination.exists()
+    if both_exist and source.samefile(destination) and not options.overwrite:
+        raise OutputError(f"{destination}: is the input itself; pass --overwrite to replace it")
     if destination.is_dir():
         raise OutputError(f"{destination}: is a folder; name a file")
     if not destination.parent.is_dir():
@@ -166,6 +166,7 @@ class _Line:
         self.options = options
         self.progress = progress
         self.stages = _Stages()
+        self.start = time.perf_counter()
         self.notes: list[str] = []
 
     def run(self) -> Report:
@@ -345,7 +346,7 @@ class _Line:
             cost=CostChange(self.before, final.totals),
             passes={n: Tally.of([r for r in final.remarks if r.pass_name == n]) for n in names},
             remarks=final.remarks,
-            seconds=self.stages.seconds,
+            seconds={**self.stages.seconds, "total": time.perf_counter() - self.start},
             stop_reason=found.reason,
             notes=tuple(self.notes),
         )

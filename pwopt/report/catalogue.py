@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from pwopt.models import ModelInfo
@@ -19,7 +20,7 @@ _HEADINGS = ("Rewrites", "Algebra", "Declines when", "Exactness", "When it pays"
 
 def pass_table(passes: Iterable[Pass[Any]]) -> Table:
     """One line per pass."""
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for title in ("pass", "exactness", "runs", "what it does"):
         table.add_column(title, overflow="fold")
     for pass_ in passes:
@@ -61,7 +62,7 @@ def pass_json(pass_: Pass[Any]) -> dict[str, Any]:
 
 def model_table(infos: Sequence[ModelInfo]) -> Table:
     """One line per reference model."""
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for title in ("name", "input", "model", "paper"):
         table.add_column(title, overflow="fold")
     for info in infos:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -54,16 +55,17 @@ def _summary(report: Report) -> Table:
     table.add_column(overflow="fold")
     target = report.target
     table.add_row("model", f"{report.model.path} (opset {report.model.opset})")
-    threads = f"{target.threads} thread{'s' * (target.threads != 1)}" if target.threads else "all cores"
-    table.add_row("target", f"{target.provider}, {threads}, {target.device}, ONNX Runtime {target.ort}")
+    threads = f"threads {target.threads}" if target.threads else "all cores"
+    place = f"{target.provider}, {threads}, {target.device}"
+    table.add_row("target", f"{place}, ONNX Runtime {target.ort}")
     table.add_row("latency", _latency_text(report.latency))
     table.add_row("error", _error_text(report))
     before, after = report.cost.before, report.cost.after
     table.add_row("parameters", _change(before.params, after.params, ""))
     table.add_row("MACs", _change(before.macs, after.macs, ""))
     table.add_row("file", _change(before.size_bytes, after.size_bytes, "B"))
-    written = "nothing was written (dry run)" if report.output.path is None else str(report.output.path)
-    table.add_row("output", written)
+    written = report.output.path
+    table.add_row("output", "nothing was written (dry run)" if written is None else str(written))
     table.add_row("ended", f"{report.stop_reason} ({report.seconds['total']:.1f} s)")
     return table
 
@@ -82,7 +84,8 @@ def _error_text(report: Report) -> str:
     error = report.error
     if error.max_relative is None:
         return "not compared"
-    text = f"{error.max_relative:.2g} of scale (tolerance {error.tolerance:.2g}), {error.inputs} inputs"
+    text = f"{error.max_relative:.2g} of scale (tolerance {error.tolerance:.2g})"
+    text += f", {error.inputs} inputs"
     if error.untested:
         text += f"; proves nothing for {', '.join(error.untested)}"
     return text
@@ -95,7 +98,7 @@ def _change(before: float | None, after: float | None, unit: str) -> str:
 
 
 def _pass_table(report: Report) -> Table:
-    table = Table(title=None, header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("pass", no_wrap=True)
     for kind in Kind:
         table.add_column(kind.value, justify="right")
@@ -124,7 +127,7 @@ def _commonest(remarks: Sequence[Remark]) -> str:
 
 def explain_table(remarks: Iterable[Remark], ops: Mapping[str, str]) -> Table:
     """One line per site and pass: applies, or declines and why."""
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for title in ("site", "op", "pass", "says", "facts"):
         table.add_column(title, overflow="fold")
     for remark in remarks:
@@ -136,7 +139,7 @@ def explain_table(remarks: Iterable[Remark], ops: Mapping[str, str]) -> Table:
 
 def inspect_table(cost: ModelCost, times_us: Mapping[str, float] | None = None) -> Table:
     """Per node and in total: shapes, parameters, MACs, bytes, arithmetic intensity, time."""
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("node", overflow="fold")
     table.add_column("op", no_wrap=True)
     table.add_column("output", overflow="fold")
@@ -154,20 +157,24 @@ def inspect_table(cost: ModelCost, times_us: Mapping[str, float] | None = None) 
 
 
 def _shapes(node: NodeCost) -> str:
-    return " ".join("x".join(map(str, shape)) if shape is not None else "?" for shape in node.output_shapes)
+    shapes = ("?" if s is None else "x".join(map(str, s)) for s in node.output_shapes)
+    return " ".join(shapes)
 
 
 def _figures(node: NodeCost, times_us: Mapping[str, float] | None) -> list[str]:
-    time = [] if times_us is None else [f"{times_us[node.site]:.0f}" if node.site in times_us else ""]
+    time: list[str] = []
+    if times_us is not None:
+        time = [f"{times_us[node.site]:.0f}" if node.site in times_us else ""]
     if not node.known:
         return [figure(node.params), "?", "?", "?", *time]
     moved = node.bytes_read + node.bytes_written
-    return [figure(node.params), figure(node.macs), figure(moved), f"{node.arithmetic_intensity:.3g}", *time]
+    intensity = f"{node.arithmetic_intensity:.3g}"
+    return [figure(node.params), figure(node.macs), figure(moved), intensity, *time]
 
 
 def verification_table(verification: Verification) -> RenderableType:
     """Per output: deviation, and what tolerance would have passed."""
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for title in ("output", "max abs", "relative", "tested"):
         table.add_column(title, justify="left" if title == "output" else "right")
     for output in verification.outputs:
@@ -196,10 +203,11 @@ def comparison_table(comparison: Comparison) -> RenderableType:
 
 def bench_table(latencies: Mapping[str, Latency]) -> Table:
     """Median latency with its interval."""
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for title in ("", "median ms", "95% interval", "runs"):
         table.add_column(title, justify="right")
     for name, latency in latencies.items():
         low, high = latency.ci95_ms
-        table.add_row(name, f"{latency.median_ms:.4g}", f"[{low:.4g}, {high:.4g}]", str(latency.runs))
+        interval = f"[{low:.4g}, {high:.4g}]"
+        table.add_row(name, f"{latency.median_ms:.4g}", interval, str(latency.runs))
     return table

@@ -83,7 +83,9 @@ def test_equal_sites_share_a_signature_and_others_do_not() -> None:
         node("MaxPool", ["x"], ["p"], kernel_shape=[2, 2]),
         node("Relu", ["p"], ["c"]),
     ]
-    proto = model(nodes, {"x": [1, 2, 4, 4]}, {"a": [1, 2, 4, 4], "b": [1, 2, 4, 4], "c": [1, 2, 3, 3]})
+    proto = model(
+        nodes, {"x": [1, 2, 4, 4]}, {"a": [1, 2, 4, 4], "b": [1, 2, 4, 4], "c": [1, 2, 3, 3]}
+    )
     wrapped = parse(proto)
     wrapped.infer_shapes()
     seen: dict[str, str] = {}

@@ -1,0 +1,154 @@
+"""pwopt beside three popular simplifiers: paired latency against the original, and outputs.
+
+All candidates of a model are timed in one process, in turn, in an order that changes from round to
+round, so that drift of the machine falls on all alike. Needs the ``bench`` dependency group:
+
+    python -m benchmarks.peers --threads 1
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+
+import pwopt
+from benchmarks.zoo import Entry, collection
+from pwopt.errors import PwoptError
+from pwopt.runtime import Feeds, Session, make_inputs, open_session, resolve
+from pwopt.tuning.search import Effort
+
+RECORD = Path(__file__).parent / "records" / "peers-{threads}.json"
+Tool = Callable[[Path, Path, Entry, int], None]
+
+
+def by_onnxsim(source: Path, output: Path, entry: Entry, threads: int) -> None:
+    import onnxsim
+
+    simplified, ok = onnxsim.simplify(onnx.load(str(source)))
+    if not ok:
+        raise RuntimeError("onnxsim's own check failed")
+    onnx.save(simplified, str(output))
+
+
+def by_onnxslim(source: Path, output: Path, entry: Entry, threads: int) -> None:
+    import onnxslim
+
+    onnx.save(onnxslim.slim(onnx.load(str(source))), str(output))
+
+
+def by_onnxoptimizer(source: Path, output: Path, entry: Entry, threads: int) -> None:
+    import onnxoptimizer
+
+    onnx.save(onnxoptimizer.optimize(onnx.load(str(source))), str(output))
+
+
+def by_pwopt(source: Path, output: Path, entry: Entry, threads: int) -> None:
+    target = pwopt.Target("cpu", threads=threads, input_shapes=entry.input_shapes)
+    pwopt.optimize(source, output, target, pwopt.Options(effort=Effort.QUICK))
+
+
+TOOLS: dict[str, Tool] = {
+    "onnxsim": by_onnxsim,
+    "onnxslim": by_onnxslim,
+    "onnxoptimizer": by_onnxoptimizer,
+    "pwopt": by_pwopt,
+}
+
+
+def deviation(expected: dict[str, Any], actual: dict[str, Any]) -> float:
+    """Largest difference relative to the scale of each output."""
+    worst = 0.0
+    for name, reference in expected.items():
+        if not isinstance(reference, np.ndarray) or reference.dtype.kind != "f":
+            continue
+        scale = float(np.abs(reference).max(initial=0.0)) or 1.0
+        worst = max(worst, float(np.abs(actual[name] - reference).max(initial=0.0)) / scale)
+    return worst
+
+
+def rounds(sessions: dict[str, Session], feeds: Feeds, count: int, seconds: float) -> Any:
+    """Times in ms, [rounds, sessions]; every round runs all sessions, in rotating order."""
+    import time
+
+    names = list(sessions)
+    for name in names:
+        for _ in range(3):
+            sessions[name].run(feeds)
+    start = time.perf_counter()
+    times = []
+    for turn in range(count):
+        row = dict.fromkeys(names, 0.0)
+        for offset in range(len(names)):
+            name = names[(turn + offset) % len(names)]
+            before = time.perf_counter()
+            sessions[name].run(feeds)
+            row[name] = (time.perf_counter() - before) * 1e3
+        times.append([row[name] for name in names])
+        if turn >= 8 and time.perf_counter() - start > seconds:
+            break
+    return np.array(times)
+
+
+def measure(entry: Entry, folder: Path, threads: int) -> dict[str, Any]:
+    source = folder / "original.onnx"
+    entry.write(source)
+    target = resolve(pwopt.Target("cpu", threads=threads, input_shapes=entry.input_shapes))
+    sessions = {"original": open_session(source, target)}
+    row: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "tools": {}}
+    for name, tool in TOOLS.items():
+        output = folder / f"{name}.onnx"
+        try:
+            tool(source, output, entry, threads)
+            sessions[name] = open_session(output, target)
+        except Exception as error:
+            row["tools"][name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
+    feeds = make_inputs(sessions["original"].interface.inputs, target, np.random.default_rng(0))[0]
+    expected = sessions["original"].run(feeds)
+    for name in [n for n in sessions if n != "original"]:
+        try:
+            row["tools"][name] = {"error": deviation(expected, sessions[name].run(feeds))}
+        except (PwoptError, KeyError) as error:
+            row["tools"][name] = {"failed": f"does not run like the original: {error}"[:200]}
+            del sessions[name]
+    times = rounds(sessions, feeds, count=61, seconds=12.0)
+    for index, name in enumerate(sessions):
+        if name != "original":
+            row["tools"][name]["speedup"] = float(np.median(times[:, 0] / times[:, index]))
+    row["original_ms"] = float(np.median(times[:, 0]))
+    row["rounds"] = len(times)
+    return row
+
+
+@click.command()
+@click.option("--threads", default=1, show_default=True)
+@click.option("--only", default="", help="Only models whose name contains this.")
+@click.option("--kind", default="", help="trained, reference or light.")
+def main(threads: int, only: str, kind: str) -> None:
+    """Measure and record; earlier rows of other models are kept."""
+    path = Path(str(RECORD).format(threads=threads))
+    path.parent.mkdir(exist_ok=True)
+    rows = {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}
+    for entry in collection(only):
+        if kind and entry.kind != kind:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            rows[entry.name] = measure(entry, Path(folder), threads)
+        path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+        tools = rows[entry.name]["tools"]
+        text = "  ".join(
+            f"{n} {t['speedup']:.3f}" if "speedup" in t else f"{n} failed" for n, t in tools.items()
+        )
+        print(f"{entry.name:32} {text}")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Writes the tables of docs/results.md from the records that the benchmarks left.
+
+    python -m benchmarks.render
+
+Only what stands between the markers ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "docs" / "results.md"
+
+
+def collection_table(rows: list[dict[str, Any]]) -> str:
+    """One line per model, from the reports' own figures."""
+    lines = [
+        "| model | original ms | speedup | 95% interval | pairs | error | tolerance | kept | s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    speedups = []
+    for row in rows:
+        latency = row["latency"]
+        kept = [p["name"] for p in row["passes"] if p["applied"] and p["name"] != "canonicalise"]
+        seconds = row["seconds"]["total"]
+        if latency is None:
+            speedups.append(1.0)
+            figures = "| | 1 (original kept) | | |"
+        else:
+            speedups.append(latency["speedup"])
+            low, high = latency["ci95"]
+            figures = (
+                f"| {latency['baseline_ms']:.3g} | {latency['speedup']:.3f} |"
+                f" {low:.3f} to {high:.3f} | {latency['pairs']} |"
+            )
+        error = row["error"]
+        names = ", ".join(kept) or ("canonicalised only" if latency else "nothing")
+        lines.append(
+            f"| {row['name']} {figures} {error['max_relative']:.1e} | {error['tolerance']:.1e} |"
+            f" {names} | {seconds:.0f} |"
+        )
+    mean = float(np.exp(np.mean(np.log(speedups))))
+    lines += ["", f"{len(rows)} models; geometric mean of the speedups {mean:.3f};"]
+    lines[-1] += f" the least is {min(speedups):.3f}."
+    return "\n".join(lines)
+
+
+def peers_table(rows: list[dict[str, Any]]) -> str:
+    """Speedups over the original, all in one run per model."""
+    tools = ["onnxsim", "onnxslim", "onnxoptimizer", "pwopt"]
+    lines = [f"| model | {' | '.join(tools)} | pwopt over the best peer |", "|---" * 6 + "|"]
+    means: dict[str, list[float]] = {tool: [] for tool in tools}
+    for row in rows:
+        cells, best = [], 1.0
+        for tool in tools:
+            result = row["tools"].get(tool, {"failed": "did not run"})
+            if "speedup" not in result:
+                cells.append("failed")
+                means[tool].append(1.0)
+                continue
+            cells.append(f"{result['speedup']:.3f}")
+            means[tool].append(result["speedup"])
+            if tool != "pwopt" and result["error"] < 1e-3:
+                best = max(best, result["speedup"])
+        ours = row["tools"]["pwopt"].get("speedup", 0.0)
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | {ours / best:.3f} |")
+    geometric = [f"{float(np.exp(np.mean(np.log(v)))):.3f}" for v in means.values()]
+    lines.append(f"| geometric mean | {' | '.join(geometric)} | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Replace every marked table for which there is a record."""
+    text = RESULTS.read_text()
+    for path in sorted((HERE / "records").glob("*.json")):
+        rows = json.loads(path.read_text())
+        table = peers_table(rows) if path.stem.startswith("peers") else collection_table(rows)
+        begin, end = f"<!-- begin {path.stem} -->", f"<!-- end {path.stem} -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        if pattern.search(text):
+            text = pattern.sub(lambda _, t=table, b=begin, e=end: f"{b}\n{t}\n{e}", text)  # type: ignore[misc]
+    RESULTS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

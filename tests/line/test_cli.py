@@ -1,0 +1,381 @@
+"""The command line as a user meets it: outputs, exit codes, one-line errors, no half files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import helper, numpy_helper
+
+from pwopt.cli import main
+from tests.passes.harness import model, node
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def conv_bn(channels: int = 8, batch: int | str = 1, size: int | str = 16) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.standard_normal((channels, 3, 3, 3)).astype(np.float32),
+        "scale": rng.uniform(0.5, 1.5, channels).astype(np.float32),
+        "shift": rng.standard_normal(channels).astype(np.float32),
+        "mean": rng.standard_normal(channels).astype(np.float32),
+        "var": rng.uniform(0.5, 1.5, channels).astype(np.float32),
+    }
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        node("BatchNormalization", ["c", "scale", "shift", "mean", "var"], ["b"]),
+        node("Relu", ["b"], ["y"]),
+    ]
+    return model(
+        nodes, {"x": [batch, 3, size, size]}, {"y": [batch, channels, size, size]}, weights
+    )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(conv_bn(), str(path))
+    return path
+
+
+def assert_one_line_error(result: Result, *words: str, code: int = 1) -> None:
+    assert result.exit_code == code, result.output
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("pwopt: ")
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr
+
+
+def leftovers(folder: Path, *expected: str) -> set[str]:
+    return {p.name for p in folder.iterdir()} - set(expected)
+
+
+def test_optimize_writes_a_verified_model_and_reports(source: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    page = tmp_path / "r.html"
+    result = invoke("optimize", source, "--effort", "none", "--report", report, "--report", page)
+    assert result.exit_code == 0, result.output
+    output = tmp_path / "model.opt.onnx"
+    optimized = onnx.load(str(output))
+    assert [n.op_type for n in optimized.graph.node] == ["Conv", "Relu"]
+    data = json.loads(report.read_text())
+    assert data["schema"] == 1
+    assert data["output"]["size_bytes"] == output.stat().st_size
+    assert data["error"]["max_relative"] <= data["error"]["tolerance"]
+    for row in data["passes"]:
+        sites = [r for r in data["remarks"] if r["pass"] == row["name"]]
+        assert len(sites) == sum(row[k] for k in ("applied", "declined", "rejected", "held"))
+    assert "fold-batch-normalization" in page.read_text()
+    assert "fold-batch-normalization" in result.stdout
+
+
+def test_json_prints_one_object_and_nothing_else(source: Path) -> None:
+    result = invoke("optimize", source, "--effort", "none", "--json")
+    keys = ["schema", "pwopt", "model", "output", "target", "latency", "error", "accuracy"]
+    keys += ["cost", "passes", "remarks", "seconds", "stop_reason"]
+    data = json.loads(result.stdout)
+    assert set(keys) <= set(data)
+    assert set(data["model"]) == {"path", "sha256", "opset", "size_bytes"}
+    assert set(data["cost"]) == {"params", "macs", "size_bytes"}
+    for key in ("provider", "device", "threads", "ort", "options"):
+        assert key in data["target"]
+
+
+def test_a_quick_run_is_timed_and_never_slower(source: Path) -> None:
+    data = json.loads(invoke("optimize", source, "--threads", 1, "--json").stdout)
+    latency = data["latency"]
+    if latency is None:
+        assert "as fast as the original" in data["stop_reason"]
+        return
+    assert latency["pairs"] >= 7
+    assert latency["ci95"][0] <= latency["speedup"] <= latency["ci95"][1]
+    assert latency["speedup"] >= 0.99
+
+
+def test_dry_run_writes_nothing(source: Path, tmp_path: Path) -> None:
+    result = invoke("optimize", source, "--effort", "none", "--dry-run")
+    assert result.exit_code == 0
+    assert "nothing was written" in result.stdout
+    assert leftovers(tmp_path, "model.onnx") == set()
+
+
+def test_the_output_keeps_dynamic_dimensions(tmp_path: Path) -> None:
+    source = tmp_path / "dynamic.onnx"
+    onnx.save(conv_bn(batch="N", size="S"), str(source))
+    refused = invoke("optimize", source, "--effort", "none")
+    assert_one_line_error(refused, "--input-shape x:")
+    result = invoke("optimize", source, "--effort", "none", "--input-shape", "x:2x3x8x8")
+    assert result.exit_code == 0, result.output
+    graph = onnx.load(str(tmp_path / "dynamic.opt.onnx")).graph
+    assert [d.dim_param for d in graph.input[0].type.tensor_type.shape.dim][0::2] == ["N", "S"]
+    assert graph.output[0].type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+def test_verify_agrees_and_refuses(source: Path, tmp_path: Path) -> None:
+    invoke("optimize", source, "--effort", "none")
+    good = invoke("verify", source, tmp_path / "model.opt.onnx", "--json")
+    assert good.exit_code == 0, good.output
+    assert json.loads(good.stdout)["ok"] is True
+    wrong = onnx.load(str(source))
+    weight = next(t for t in wrong.graph.initializer if t.name == "w")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.01, "w"))
+    onnx.save(wrong, str(tmp_path / "wrong.onnx"))
+    bad = invoke("verify", source, tmp_path / "wrong.onnx")
+    assert bad.exit_code == 3
+    assert "differ" in bad.stdout
+
+
+def test_verify_with_real_inputs_checks_their_names(source: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "good.npz", x=np.ones((1, 3, 16, 16), np.float32))
+    np.savez(tmp_path / "bad.npz", image=np.ones((1, 3, 16, 16), np.float32))
+    assert invoke("verify", source, source, "--inputs", tmp_path / "good.npz").exit_code == 0
+    assert_one_line_error(invoke("verify", source, source, "--inputs", tmp_path / "bad.npz"), "x")
+
+
+def test_bench_alone_and_in_pairs(source: Path) -> None:
+    alone = json.loads(invoke("bench", source, "--pairs", 5, "--threads", 1, "--json").stdout)
+    assert alone["runs"] == 5
+    assert alone["median_ms"] > 0
+    pair = invoke("bench", source, source, "--pairs", 5, "--threads", 1, "--json")
+    assert json.loads(pair.stdout)["pairs"] == 5
+    refused = invoke("bench", source, source, "--pairs", 5, "--fail-below", 1000)
+    assert refused.exit_code == 3
+
+
+def test_inspect_counts(source: Path) -> None:
+    data = json.loads(invoke("inspect", source, "--json").stdout)
+    assert data["total"]["macs"] == 8 * 3 * 9 * 16 * 16
+    text = invoke("inspect", source, "--profile", "--threads", 1).stdout
+    assert "total" in text
+    assert "FLOP/byte" in text
+
+
+def test_explain_names_every_site(source: Path) -> None:
+    result = invoke("explain", source)
+    assert result.exit_code == 0, result.output
+    assert "fold-batch-normalization" in result.stdout
+    data = json.loads(invoke("explain", source, "--json", "--node", "n_c").stdout)
+    assert {r["site"] for r in data["remarks"]} == {"n_c"}
+    assert_one_line_error(invoke("explain", source, "--node", "nowhere"), "nowhere")
+
+
+def test_the_catalogue_shows_every_pass() -> None:
+    listing = invoke("passes").stdout
+    names = [p["name"] for p in json.loads(invoke("passes", "--json").stdout)["passes"]]
+    assert names
+    assert all(name in listing for name in names)
+    page = invoke("passes", "lower-pointwise-conv").stdout
+    assert "## Algebra" in page
+
+
+def test_models_are_listed_and_exported(tmp_path: Path) -> None:
+    assert "resnet50" in invoke("models", "list").stdout
+    result = invoke("models", "export", "xor", "-o", tmp_path / "xor.onnx")
+    assert result.exit_code == 0, result.output
+    onnx.checker.check_model(onnx.load(str(tmp_path / "xor.onnx")))
+    assert_one_line_error(invoke("models", "export", "xorr"), "xor")
+
+
+def test_example_models_write_into_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke("optimize", "example:xor", "--effort", "none", "--input-shape", "x:1x2x4x4")
+    if result.exit_code:
+        result = invoke("optimize", "example:xor", "--effort", "none")
+    assert result.exit_code == 0, result.output
+    assert leftovers(tmp_path) == {"xor.opt.onnx"}
+
+
+# -- bad input -----------------------------------------------------------------------------------
+
+
+def garbage(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def invalid(path: Path, change: Any) -> Path:
+    proto = conv_bn()
+    change(proto)
+    path.write_bytes(proto.SerializePartialToString())
+    return path
+
+
+def make_cycle(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].input[0] = "y"
+
+
+def dangle(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].input[0] = "nowhere"
+
+
+def wrong_type(proto: onnx.ModelProto) -> None:
+    weight = next(t for t in proto.graph.initializer if t.name == "w")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.int32), "w"))
+
+
+def bad_attribute(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].attribute.append(helper.make_attribute("no_such_attribute", 1))
+
+
+def future_opset(proto: onnx.ModelProto) -> None:
+    proto.opset_import[0].version = 9999
+
+
+def nan_weight(proto: onnx.ModelProto) -> None:
+    weight = next(t for t in proto.graph.initializer if t.name == "w")
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(values, "w"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (make_cycle, ["cycle"]),
+        (dangle, ["nowhere"]),
+        (wrong_type, ["model.onnx"]),
+        (bad_attribute, ["no_such_attribute"]),
+        (future_opset, ["9999", "opset"]),
+        (nan_weight, ["NaN", "'w'"]),
+    ],
+)
+def test_an_invalid_model_is_one_line_and_no_output(
+    tmp_path: Path, change: Any, words: list[str]
+) -> None:
+    path = invalid(tmp_path / "model.onnx", change)
+    assert_one_line_error(invoke("optimize", path, "--effort", "none"), *words)
+    assert leftovers(tmp_path, "model.onnx") == set()
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00" * 64, b"not a model at all", os.urandom(4096)])
+def test_other_bytes_are_not_onnx(tmp_path: Path, data: bytes) -> None:
+    path = garbage(tmp_path / "model.onnx", data)
+    assert_one_line_error(invoke("optimize", path), "model.onnx")
+    assert leftovers(tmp_path, "model.onnx") == set()
+
+
+def test_a_truncated_model_is_refused(source: Path, tmp_path: Path) -> None:
+    data = source.read_bytes()
+    for keep in (len(data) // 3, len(data) - 7):
+        path = garbage(tmp_path / "cut.onnx", data[:keep])
+        assert_one_line_error(invoke("optimize", path, "--effort", "none"), "cut.onnx")
+
+
+def test_missing_file_unknown_provider_unknown_pass(source: Path, tmp_path: Path) -> None:
+    assert_one_line_error(invoke("optimize", tmp_path / "none.onnx"), "no such file")
+    assert_one_line_error(invoke("optimize", source, "--provider", "npu"), "npu")
+    assert_one_line_error(
+        invoke("optimize", source, "--passes", "fold-afine"), "did you mean fold-affine"
+    )
+    assert_one_line_error(invoke("optimize", source, "--skip-passes", "fold-afine"), "fold-affine")
+    assert_one_line_error(invoke("optimize", "example:resnet51"), "resnet50")
+    assert leftovers(tmp_path, "model.onnx") == set()
+
+
+def test_the_input_is_not_replaced_unless_asked(source: Path, tmp_path: Path) -> None:
+    before = source.read_bytes()
+    assert_one_line_error(
+        invoke("optimize", source, "-o", source, "--effort", "none"), "--overwrite"
+    )
+    assert source.read_bytes() == before
+    result = invoke("optimize", source, "-o", source, "--effort", "none", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert source.read_bytes() != before
+
+
+def test_no_folder_no_output(source: Path, tmp_path: Path) -> None:
+    refused = invoke("optimize", source, "-o", tmp_path / "no" / "x.onnx", "--effort", "none")
+    assert_one_line_error(refused, "does not exist")
+    assert_one_line_error(invoke("optimize", source, "-o", tmp_path, "--effort", "none"), "folder")
+
+
+def test_a_full_disk_leaves_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pwopt.graph.io.os.fsync", full)
+    assert_one_line_error(invoke("optimize", source, "--effort", "none"), "No space left")
+    assert leftovers(tmp_path, "model.onnx") == set()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_write_permission(source: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    refused = invoke("optimize", source, "-o", locked / "x.onnx", "--effort", "none")
+    assert_one_line_error(refused, "cannot be written")
+
+
+def test_an_interrupt_leaves_no_half_file(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pwopt.graph.io.os.fsync", interrupt)
+    result = invoke("optimize", source, "--effort", "none")
+    assert result.exit_code == 130
+    assert leftovers(tmp_path, "model.onnx") == set()
+
+
+def test_wrong_usage_exits_with_two(source: Path) -> None:
+    assert invoke("optimize").exit_code == 2
+    assert invoke("optimize", source, "--effort", "much").exit_code == 2
+    assert invoke("optimize", source, "--input-shape", "x=1x2").exit_code == 2
+    assert invoke("bench", source, "--fail-below", 1).exit_code == 2
+    assert invoke("optimize", source, "--report", "r.txt").exit_code == 2
+
+
+def test_every_command_shows_an_example() -> None:
+    for command in (main, *main.commands.values()):
+        text = command.get_help(main.make_context("pwopt", [], resilient_parsing=True))
+        if command.name != "models":
+            assert "pwopt " in text.partition("Example:")[2]
+
+
+def test_help_imports_no_heavy_package() -> None:
+    code = (
+        "import sys, pwopt.cli;"
+        "heavy = {'onnx', 'onnxruntime', 'numpy', 'scipy', 'rich', 'onnx_graphsurgeon'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_listed_initializers_are_reported(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((4, 3, 1, 1)).astype(np.float32)}
+    proto = model(
+        [node("Conv", ["x", "w"], ["y"])],
+        {"x": [1, 3, 4, 4]},
+        {"y": [1, 4, 4, 4]},
+        weights,
+        opset=8,
+        ir=3,
+    )
+    assert len(proto.graph.input) == 2
+    path = tmp_path / "old.onnx"
+    onnx.save(proto, str(path))
+    result = invoke("optimize", path, "--effort", "none")
+    assert "1 initializers were listed among the inputs" in result.stdout
+    assert len(onnx.load(str(tmp_path / "old.opt.onnx")).graph.input) == 1
+    kept = invoke("optimize", path, "--effort", "none", "--keep-overridable-initializers")
+    assert kept.exit_code == 0, kept.output
+    assert len(onnx.load(str(tmp_path / "old.opt.onnx")).graph.input) == 2
