@@ -11,7 +11,16 @@ import onnx
 from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
-from pwopt.graph.model import DEFAULT_DOMAINS, Constant, Model, Node, Shape, Tensor, op_name
+from pwopt.graph.model import (
+    DEFAULT_DOMAINS,
+    Constant,
+    Model,
+    Node,
+    Shape,
+    Tensor,
+    Variable,
+    op_name,
+)
 
 __all__ = ["ConvFacts", "Facts", "ValuesView"]
 
@@ -84,6 +93,11 @@ class Facts:
         """Version of the standard operator set."""
         return self._model.opset
 
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The tensors a caller feeds."""
+        return list(self._model.inputs)
+
     def has_op(self, op: str, since: int = 1) -> bool:
         """Whether the model's standard operator set has *op*, in version *since* or later."""
         try:
@@ -93,6 +107,10 @@ class Facts:
         return not schema.deprecated and schema.since_version >= since
 
     # -- nodes ---------------------------------------------------------------------------------
+
+    def node_proto(self, node: Node) -> onnx.NodeProto:
+        """The message that *node* would be written as."""
+        return self._model.node_proto(node)
 
     def op(self, node: Node) -> str:
         """Operator type, prefixed with its domain unless standard."""
@@ -166,6 +184,14 @@ class Facts:
         """Whether a subgraph reads *tensor*."""
         return self._model.is_captured(tensor)
 
+    def is_read(self, tensor: Tensor) -> bool:
+        """Whether a node, a subgraph or the caller reads *tensor*."""
+        return bool(tensor.outputs) or self.is_seen_outside(tensor)
+
+    def is_seen_outside(self, tensor: Tensor) -> bool:
+        """Whether *tensor* goes by its name: it is a graph output, or a subgraph reads it."""
+        return self._model.is_output(tensor) or self._model.is_captured(tensor)
+
     def can_bypass(self, node: Node, source: Tensor) -> bool:
         """Whether :meth:`Rewriter.bypass` can let *source* stand for *node*'s first output."""
         return self._model.can_bypass(node.outputs[0], source)
@@ -234,8 +260,17 @@ class Facts:
         """The NumPy dtype, or ``None`` if unknown or if NumPy has none."""
         if tensor is None or tensor.dtype is None or isinstance(tensor.dtype, int):
             return None
+        if isinstance(tensor, Variable) and tensor.type != "tensor_type":
+            return None
         dtype: np.dtype[Any] = np.dtype(tensor.dtype)
         return dtype
+
+    def elem_type(self, tensor: Tensor | None) -> int | None:
+        """ONNX's number of the element type, also where NumPy has none; ``None`` if unknown."""
+        if tensor is not None and isinstance(tensor.dtype, int):
+            return tensor.dtype
+        dtype = self.dtype(tensor)
+        return None if dtype is None else int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
 
     def is_float(self, tensor: Tensor | None) -> bool:
         """Whether the dtype is float16, float32 or float64."""

@@ -22,6 +22,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from pwopt.errors import InvalidModelError
+from pwopt.graph.stand_ins import put_stand_ins
 
 __all__ = [
     "DEFAULT_DOMAINS",
@@ -294,6 +295,7 @@ class Model:
             InvalidModelError: operators contradict each other's types.
         """
         skeleton = self.skeleton()
+        put_stand_ins(skeleton)
         try:
             inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
@@ -307,6 +309,8 @@ class Model:
                 if info is None or not isinstance(tensor, Variable):
                     continue
                 known = OnnxImporter.import_tensor(info)
+                if known.type != "tensor_type":
+                    continue
                 dtype = tensor.dtype if known.dtype is None else known.dtype
                 shape = tensor.shape if known.shape is None else known.shape
                 if dtype != tensor.dtype or shape != tensor.shape:
