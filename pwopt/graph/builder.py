@@ -35,7 +35,7 @@ MAX_OPSET = 22
 
 _MIN_IR_VERSION = 8
 _SMALL = 64
-"""Integer initializers up to this many elements are shown to shape inference as data."""
+"""Constants up to this many elements are shown to shape inference: shapes, axes, scales."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class GraphBuilder:
             raise InvalidModelError(f"the name {name} is used twice")
         tensor = self._graph.initializer.add()
         _fill(tensor, array, name)
-        if array.dtype == np.int64 and array.size <= _SMALL:
+        if array.size <= _SMALL:
             self._data[name] = tensor
         return self._declare(name, _type_of(array))
 
@@ -124,7 +124,7 @@ class GraphBuilder:
         node.output.append(output)
         attribute = node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
         _fill(attribute.t, array, "")
-        if array.dtype == np.int64 and array.size <= _SMALL:
+        if array.size <= _SMALL:
             self._data[output] = attribute.t
         return self._declare(output, _type_of(array))
 
@@ -164,7 +164,7 @@ class GraphBuilder:
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, node, known, data, opset_imports=list(self._model.opset_import)
             )
-        except onnx.shape_inference.InferenceError as error:
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
             raise InvalidModelError(f"{op_type} {name}: {error}") from error
         self._graph.node.append(node)
         return tuple(self._declare(stem, inferred[stem]) for stem in stems)

@@ -14,13 +14,25 @@ import numpy as np
 from pwopt.errors import UsageError
 from pwopt.graph.builder import MAX_OPSET, Model
 from pwopt.models import (
+    convnext,
+    densenet,
+    efficientnet,
+    googlenet,
+    inception_v3,
+    logic,
     mobilenet_v1,
     mobilenet_v2,
     mobilenet_v3,
+    nin,
     repvgg,
     resnet,
     resnet_v2,
     resnext,
+    shufflenet_v1,
+    shufflenet_v2,
+    squeezenet,
+    super_resolution,
+    unet,
     vgg,
 )
 from pwopt.models.network import Network
@@ -29,14 +41,26 @@ from pwopt.models.recipe import ModelInfo, Paper, Recipe
 __all__ = ["Model", "ModelInfo", "Paper", "build", "describe", "names"]
 
 _RECIPES: tuple[Recipe, ...] = (
+    *logic.RECIPES,
+    *nin.RECIPES,
     *vgg.RECIPES,
+    *googlenet.RECIPES,
+    *inception_v3.RECIPES,
     *resnet.RECIPES,
     *resnet_v2.RECIPES,
     *resnext.RECIPES,
+    *densenet.RECIPES,
+    *squeezenet.RECIPES,
     *mobilenet_v1.RECIPES,
     *mobilenet_v2.RECIPES,
     *mobilenet_v3.RECIPES,
+    *efficientnet.RECIPES,
+    *shufflenet_v1.RECIPES,
+    *shufflenet_v2.RECIPES,
     *repvgg.RECIPES,
+    *convnext.RECIPES,
+    *unet.RECIPES,
+    *super_resolution.RECIPES,
 )
 
 
@@ -71,21 +95,22 @@ def build(name: str, *, seed: int = 0, batch: int | str = 1, opset: int | None =
         UsageError: an argument names something that does not exist or is out of range.
     """
     recipe = _find(name)
+    info = recipe.info
     if seed < 0:
         raise UsageError(f"seed {seed} is negative; give a seed of at least 0")
     if isinstance(batch, int) and batch < 1:
         raise UsageError(f"batch {batch} is not positive; give a size of at least 1 or a name")
     if isinstance(batch, str) and not re.fullmatch(r"[A-Za-z_]\w*", batch):
         raise UsageError(f"batch {batch!r} is no name for a dimension; give one like 'N'")
-    opset = recipe.opset if opset is None else opset
-    if not recipe.min_opset <= opset <= MAX_OPSET:
+    opset = info.opset if opset is None else opset
+    if not info.min_opset <= opset <= MAX_OPSET:
         raise UsageError(
-            f"{name} cannot be written in opset {opset}; give {recipe.min_opset} to {MAX_OPSET}"
+            f"{name} cannot be written in opset {opset}; give {info.min_opset} to {MAX_OPSET}"
         )
     network = Network(
         name,
         rng=np.random.default_rng(seed),
-        input_shape=(batch, *recipe.info.input_shape[1:]),
+        input_shape=(batch, *info.input_shape[1:]),
         opset=opset,
     )
     recipe.construct(network)

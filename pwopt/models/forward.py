@@ -56,11 +56,11 @@ def convolve(
         return _convolve_depthwise(x, weight, strides=strides, pads=pads)
     windows = _windows(x, kernel, strides, pads, 0.0)
     height, width = windows.shape[2:4]
-    # [N, C, H, W, kH, kW] to one matrix of patches per group
-    columns = windows.transpose(0, 1, 4, 5, 2, 3).reshape(batch, group, -1, height * width)
+    # [N, C, H, W, kH, kW] to one matrix of patches per group, with all images side by side
+    columns = windows.transpose(1, 4, 5, 0, 2, 3).reshape(group, -1, batch * height * width)
     rows = weight.reshape(group, out_channels // group, -1)
     product: Array = np.matmul(rows, columns)
-    return product.reshape(batch, out_channels, height, width)
+    return product.reshape(out_channels, batch, height, width).swapaxes(0, 1)
 
 
 def _convolve_depthwise(

@@ -97,9 +97,9 @@ RECIPES = (
             _PAPER,
             (1, 3, 224, 224),
             "HardSwish and HardSigmoid as operators",
+            min_opset=14,
         ),
         partial(_construct, decomposed=False),
-        min_opset=14,
     ),
     Recipe(
         ModelInfo(
@@ -108,9 +108,9 @@ RECIPES = (
             _PAPER,
             (1, 3, 224, 224),
             "hard-swish as Add, Clip, Mul, Div, as exporters before opset 14 wrote it",
+            opset=11,
+            min_opset=11,
         ),
         partial(_construct, decomposed=True),
-        opset=11,
-        min_opset=11,
     ),
 )

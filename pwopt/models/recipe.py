@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pwopt.graph.builder import MIN_OPSET
 from pwopt.models.network import Network
 
 __all__ = ["ModelInfo", "Paper", "Recipe"]
@@ -33,6 +34,8 @@ class ModelInfo:
         paper: its source.
         input_shape: N, C, H, W with N = 1; the input is float32.
         notes: the form of it that is built, where several exist.
+        opset: the opset it is written in unless another is asked for.
+        min_opset: the oldest opset that has every operator it needs.
     """
 
     name: str
@@ -40,6 +43,8 @@ class ModelInfo:
     paper: Paper
     input_shape: tuple[int, int, int, int]
     notes: str = ""
+    opset: int = 17
+    min_opset: int = MIN_OPSET
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,7 @@ class Recipe:
     Attributes:
         info: the description.
         construct: adds the whole network, input to output, to an empty one.
-        opset: the opset it is written in unless another is asked for.
-        min_opset: the oldest opset that has every operator it needs.
     """
 
     info: ModelInfo
     construct: Callable[[Network], None]
-    opset: int = 17
-    min_opset: int = 9

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from pwopt.graph.builder import MIN_OPSET
 from pwopt.models.network import Network, Value
 from pwopt.models.recipe import ModelInfo, Paper, Recipe
 
@@ -68,8 +69,8 @@ def _construct(
     net.output(net.linear(x, 1000), "logits")
 
 
-def _info(name: str, title: str, notes: str) -> ModelInfo:
-    return ModelInfo(name, title, _PAPER, _SHAPE, notes)
+def _info(name: str, title: str, notes: str, min_opset: int = MIN_OPSET) -> ModelInfo:
+    return ModelInfo(name, title, _PAPER, _SHAPE, notes, min_opset=min_opset)
 
 
 _PROJECTION = "projection shortcuts where the shape changes"
@@ -81,18 +82,16 @@ RECIPES = (
         partial(_construct, blocks=(2, 2, 2, 2), bottleneck=False),
     ),
     Recipe(
-        _info("resnet18_original", "ResNet-18, original form", _OPTION_A),
+        _info("resnet18_original", "ResNet-18, original form", _OPTION_A, min_opset=10),
         partial(_construct, blocks=(2, 2, 2, 2), bottleneck=False, original=True),
-        min_opset=10,
     ),
     Recipe(
         _info("resnet34", "ResNet-34", _PROJECTION),
         partial(_construct, blocks=(3, 4, 6, 3), bottleneck=False),
     ),
     Recipe(
-        _info("resnet34_original", "ResNet-34, original form", _OPTION_A),
+        _info("resnet34_original", "ResNet-34, original form", _OPTION_A, min_opset=10),
         partial(_construct, blocks=(3, 4, 6, 3), bottleneck=False, original=True),
-        min_opset=10,
     ),
     Recipe(
         _info("resnet50", "ResNet-50", "stride in the 3x3 convolution; projection shortcuts"),

@@ -28,7 +28,7 @@ def _construct(net: Network, *, depths: Sequence[int]) -> None:
     for stage, depth in enumerate(depths):
         with net.scope(f"features{stage + 1}"):
             for _ in range(depth):
-                x = net.relu(net.conv(x, min(64 << stage, 512), 3))
+                x = net.conv_relu(x, min(64 << stage, 512), 3)
             x = net.max_pool(x, 2, stride=2)
     with net.scope("classifier"):
         x = net.flatten(x)

@@ -1,10 +1,30 @@
-"""Parameters and multiply-accumulates of a model, counted as plainly as can be."""
+"""The structure of a model without its weights, and its parameters and multiply-accumulates."""
 
 from __future__ import annotations
 
 import math
 
 import onnx
+
+_LARGE = 64
+
+
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """*model* with its large weights turned into inputs of the same type: light to check."""
+    graph = onnx.GraphProto(name=model.graph.name)
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _LARGE:
+            graph.initializer.append(tensor)
+            continue
+        graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    return onnx.ModelProto(
+        graph=graph, ir_version=model.ir_version, opset_import=model.opset_import
+    )
 
 
 def parameters(model: onnx.ModelProto) -> int:
