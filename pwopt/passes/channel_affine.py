@@ -50,6 +50,7 @@ class Obstacle(StrEnum):
     OTHER_READERS = "other-readers"
     GRAPH_OUTPUT = "graph-output"
     NON_LINEAR_BETWEEN = "non-linear-between"
+    NOT_FLOAT = "not-float"
     WEIGHT_NOT_CONSTANT = "weight-not-constant"
     BIAS_NOT_PER_CHANNEL = "bias-not-per-channel"
     NOT_PER_CHANNEL = "not-per-channel"
@@ -297,7 +298,9 @@ class _Linear(ABC):
     ) -> Absorption | Obstacle:
         weight = facts.constant(self.node.inputs[1])
         dtype = facts.dtype(self.node.inputs[1])
-        if dtype is None or (weight is None and scale is not None):
+        if dtype is None or not facts.is_float(self.node.inputs[1]):
+            return Obstacle.NOT_FLOAT
+        if weight is None and scale is not None:
             return Obstacle.WEIGHT_NOT_CONSTANT
         new_weight: Array | None = None
         if weight is not None and scale is not None:

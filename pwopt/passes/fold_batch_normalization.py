@@ -50,13 +50,13 @@ class FoldBatchNormalization(Pass[FoldBatchNormalizationMatch]):
 
     Declines when:
         the node trains (``training_mode``, or running statistics as outputs), normalises per
-        activation (``spatial=0``), has parameters that are not constant, or a variance that is
-        not positive with epsilon; no linear operator stands next to it (pre-activation networks:
-        the runtime runs the normalisation inside its blocked layout, nothing is gained by
-        splitting it into Mul and Add); the value between is read elsewhere or is a graph output;
-        the weights are not constant; a shift would meet zero padding, which the normalisation
-        itself never touches (folding the scale alone would leave an Add in its place); folded
-        weights would leave the range of their type.
+        activation (``spatial=0``), has parameters that are not constant, or a variance that is not
+        positive with epsilon; no linear operator stands next to it (pre-activation networks: the
+        runtime runs the normalisation inside its blocked layout, nothing is gained by splitting it
+        into Mul and Add); the value between is read elsewhere or is a graph output; the weights are
+        not constant or of a type without NumPy arithmetic (bfloat16); a shift would meet zero
+        padding, which the normalisation itself never touches (folding the scale alone would leave
+        an Add in its place); folded weights would leave the range of their type.
 
     Exactness:
         ROUNDING. Weights are computed in float64 and rounded once. Shared weights get a copy.
@@ -79,6 +79,7 @@ class FoldBatchNormalization(Pass[FoldBatchNormalizationMatch]):
         OTHER_READERS = Obstacle.OTHER_READERS.value
         GRAPH_OUTPUT = Obstacle.GRAPH_OUTPUT.value
         NON_LINEAR_BETWEEN = Obstacle.NON_LINEAR_BETWEEN.value
+        NOT_FLOAT = Obstacle.NOT_FLOAT.value
         WEIGHT_NOT_CONSTANT = Obstacle.WEIGHT_NOT_CONSTANT.value
         BIAS_NOT_PER_CHANNEL = Obstacle.BIAS_NOT_PER_CHANNEL.value
         NOT_PER_CHANNEL = Obstacle.NOT_PER_CHANNEL.value

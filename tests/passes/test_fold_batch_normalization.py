@@ -332,6 +332,11 @@ def too_large_for_half() -> onnx.ModelProto:
     return d.finish(y)
 
 
+def brain_float() -> onnx.ModelProto:
+    d = draft(dtype=onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16), opset=22)
+    return d.finish(d.batch_normalization(d.conv("x", 3, 4, SAME), 4))
+
+
 DECLINES: list[tuple[Why, Callable[[], onnx.ModelProto]]] = [
     (Why.TRAINING_MODE, training_outputs),
     (Why.TRAINING_MODE, training_mode),
@@ -347,6 +352,7 @@ DECLINES: list[tuple[Why, Callable[[], onnx.ModelProto]]] = [
     (Why.GRAPH_OUTPUT, graph_output_behind),
     (Why.NON_LINEAR_BETWEEN, relu_between),
     (Why.NON_LINEAR_BETWEEN, relu_behind),
+    (Why.NOT_FLOAT, brain_float),
     (Why.WEIGHT_NOT_CONSTANT, computed_weight),
     (Why.WEIGHT_NOT_CONSTANT, computed_bias),
     (Why.BIAS_NOT_PER_CHANNEL, gemm_bias_per_row),
