@@ -6,6 +6,7 @@ stays linear in the size of the graph.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -30,7 +31,8 @@ class Rewriter:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._undo: list[Callable[[], None]] = []
-        self._touched: list[Node] = []
+        self._touched: dict[int, Node] = {}
+        self._loosened: dict[int, Tensor] = {}
         self._events: list[tuple[int, bool, Node]] = []
 
     # -- transactions --------------------------------------------------------------------------
@@ -46,6 +48,7 @@ class Rewriter:
         while self._events and self._events[-1][0] >= mark:
             self._events.pop()
         self._touched.clear()
+        self._loosened.clear()
 
     def changes(self, mark: int) -> tuple[list[Node], list[Node]]:
         """Nodes (removed, added) since *mark*; one that was added and removed again is neither."""
@@ -65,15 +68,24 @@ class Rewriter:
         """Live nodes that were added, rewired or changed, or stand next to such a change.
 
         Each call starts a new list. The driver looks at these again, since a rewrite may expose
-        another.
+        another. A tensor that no node computes is represented by the first node that reads it.
         """
-        live = {id(n): n for n in self._touched if id(n) in self.model.nodes}
+        found: dict[int, Node] = {}
+        for node in self._touched.values():
+            found[id(node)] = node
+            for tensor in node.inputs:
+                found.update((id(n), n) for n in _representatives(tensor))
+            for tensor in node.outputs:
+                found.update((id(n), n) for n in tensor.outputs)
+        for tensor in self._loosened.values():
+            found.update((id(n), n) for n in _representatives(tensor))
         self._touched.clear()
-        return list(live.values())
+        self._loosened.clear()
+        return [n for n in found.values() if id(n) in self.model.nodes]
 
     def revisit(self, node: Node) -> None:
         """Have the driver look at *node* again, though it stands further off than next door."""
-        self._touched.append(node)
+        self._touched[id(node)] = node
 
     # -- new things ----------------------------------------------------------------------------
 
@@ -157,13 +169,15 @@ class Rewriter:
 
     def remove(self, node: Node) -> None:
         """Take *node* out; its outputs are left without a producer."""
-        self._touch(node)
-        _unlink(node)
+        for tensor in node.outputs:
+            self._touched.update((id(n), n) for n in tensor.outputs)
+        self._loosen(node.inputs)
+        places = _unlink(node)
         self.model.delist(node)
 
         def undo() -> None:
             self.model.enlist(node)
-            _link(node)
+            _relink(node, places)
 
         self._events.append((len(self._undo), False, node))
         self._undo.append(undo)
@@ -171,17 +185,38 @@ class Rewriter:
     def set_input(self, node: Node, index: int, tensor: Tensor) -> None:
         """Let input *index* of *node* read *tensor*."""
         old = node.inputs[index]
-        _swap_input(node, index, tensor)
-        self._undo.append(lambda: _swap_input(node, index, old))
+        place = _drop(old.outputs, node)
+        list.__setitem__(node.inputs, index, tensor)
+        list.append(tensor.outputs, node)
+
+        def undo() -> None:
+            _drop(tensor.outputs, node)
+            list.__setitem__(node.inputs, index, old)
+            list.insert(old.outputs, place, node)
+
+        self._undo.append(undo)
+        self._loosen([old])
         self._touch(node)
 
     def set_inputs(self, node: Node, tensors: Sequence[Tensor | None]) -> None:
         """Replace all inputs of *node*, whose number may change."""
         before = list(node.inputs)
         after = [t if t is not None else Variable.empty() for t in tensors]
-        self._touch(node)
-        _swap_inputs(node, after)
-        self._undo.append(lambda: _swap_inputs(node, before))
+        gone, new = _surplus(before, after), _surplus(after, before)
+        places = [_drop(t.outputs, node) for t in gone]
+        list.__setitem__(node.inputs, slice(None), after)
+        for tensor in new:
+            list.append(tensor.outputs, node)
+
+        def undo() -> None:
+            for tensor in reversed(new):
+                _drop(tensor.outputs, node)
+            list.__setitem__(node.inputs, slice(None), before)
+            for tensor, place in zip(reversed(gone), reversed(places), strict=True):
+                list.insert(tensor.outputs, place, node)
+
+        self._undo.append(undo)
+        self._loosen(gone)
         self._touch(node)
 
     def set_weight(self, node: Node, index: int, values: np.ndarray[Any, Any]) -> None:
@@ -284,16 +319,34 @@ class Rewriter:
         return len(idle)
 
     def _touch(self, node: Node) -> None:
-        self._touched.append(node)
-        for tensor in node.inputs:
-            if not isinstance(tensor, Constant):
-                self._touched.extend(tensor.inputs)
-        for tensor in node.outputs:
-            self._touched.extend(tensor.outputs)
+        self._touched[id(node)] = node
+
+    def _loosen(self, tensors: Iterable[Tensor]) -> None:
+        self._loosened.update((id(t), t) for t in tensors)
+
+
+def _representatives(tensor: Tensor) -> list[Node]:
+    """The nodes that are to look at *tensor*: its producers, or else its first reader."""
+    if isinstance(tensor, Constant):
+        return []
+    return tensor.inputs or tensor.outputs[:1]
+
+
+def _surplus(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """Those of *tensors* that *others* lacks, counting repeated ones."""
+    left = Counter(id(t) for t in others)
+    surplus: list[Tensor] = []
+    for tensor in tensors:
+        left[id(tensor)] -= 1
+        if left[id(tensor)] < 0:
+            surplus.append(tensor)
+    return surplus
 
 
 # Graphsurgeon's own list operations compare nodes by value, which is slow and can hit an equal
-# sibling; these work by identity, and find early consumers first because passes go forward.
+# sibling; these work by identity. They look at the end, where an undo finds what was appended, and
+# then from the start, where passes that go forward find early consumers. Undoing puts a node back
+# into its place, so a list is as it was.
 
 
 def _set_type(tensor: Variable, dtype: Any, shape: Any) -> None:
@@ -301,28 +354,16 @@ def _set_type(tensor: Variable, dtype: Any, shape: Any) -> None:
     tensor.shape = shape
 
 
-def _drop(items: list[Node], node: Node) -> None:
-    if items and items[-1] is node:  # what an undo takes back was appended last
+def _drop(items: list[Node], node: Node) -> int:
+    """Take *node* out, and return where it was."""
+    if items and items[-1] is node:
         list.pop(items)
-        return
+        return len(items)
     for index, item in enumerate(items):
         if item is node:
             list.__delitem__(items, index)
-            return
-
-
-def _swap_input(node: Node, index: int, tensor: Tensor) -> None:
-    _drop(node.inputs[index].outputs, node)
-    list.__setitem__(node.inputs, index, tensor)
-    list.append(tensor.outputs, node)
-
-
-def _swap_inputs(node: Node, tensors: Iterable[Tensor]) -> None:
-    for tensor in node.inputs:
-        _drop(tensor.outputs, node)
-    list.__setitem__(node.inputs, slice(None), list(tensors))
-    for tensor in node.inputs:
-        list.append(tensor.outputs, node)
+            return index
+    raise AssertionError(f"'{node.name}' is not linked where it should be")
 
 
 def _swap_output(node: Node, index: int, tensor: Tensor) -> None:
@@ -331,15 +372,14 @@ def _swap_output(node: Node, index: int, tensor: Tensor) -> None:
     list.append(tensor.inputs, node)
 
 
-def _unlink(node: Node) -> None:
-    for tensor in node.inputs:
-        _drop(tensor.outputs, node)
-    for tensor in node.outputs:
-        _drop(tensor.inputs, node)
+def _unlink(node: Node) -> list[int]:
+    """Cut all edges of *node*; return its places in the lists of the tensors around it."""
+    places = [_drop(tensor.outputs, node) for tensor in node.inputs]
+    places += [_drop(tensor.inputs, node) for tensor in node.outputs]
+    return places
 
 
-def _link(node: Node) -> None:
-    for tensor in node.inputs:
-        list.append(tensor.outputs, node)
-    for tensor in node.outputs:
-        list.append(tensor.inputs, node)
+def _relink(node: Node, places: Sequence[int]) -> None:
+    ends = [t.outputs for t in node.inputs] + [t.inputs for t in node.outputs]
+    for items, place in zip(reversed(ends), reversed(places), strict=True):
+        list.insert(items, place, node)
