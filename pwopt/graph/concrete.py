@@ -372,7 +372,8 @@ def _tensor_type(proto: onnx.TypeProto) -> TensorType:
 
 
 def _bits(dtype: np.dtype[Any]) -> int | None:
-    if dtype.name in _HALF_BYTE_NAMES:
+    # NumPy's own types are never "V"; asking for a name takes its time.
+    if dtype.kind == "V" and dtype.name in _HALF_BYTE_NAMES:
         return 4
     return None if dtype.hasobject or not dtype.itemsize else 8 * dtype.itemsize
 
