@@ -328,7 +328,8 @@ class _Line:
         return Totals(cost.params, cost.macs, size_bytes)
 
     def _report(self, found: Found, final: _Final, inputs: int) -> Report:
-        names = dict.fromkeys(r.pass_name for r in final.remarks)
+        seen = {r.pass_name for r in final.remarks}
+        names = [p.name for p in catalogue.ALL if p.name in seen]
         return Report(
             pwopt=pwopt.__version__,
             model=ModelFile(

@@ -67,7 +67,7 @@ def model_table(infos: Sequence[ModelInfo]) -> Table:
         table.add_column(title, overflow="fold")
     for info in infos:
         shape = "x".join(str(d) for d in info.input_shape)
-        table.add_row(info.name, shape, info.title, info.paper)
+        table.add_row(info.name, shape, info.title, str(info.paper))
     return table
 
 

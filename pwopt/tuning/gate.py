@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pwopt.cost import Machine, window_seconds
+from pwopt.cost import Machine, rewrite_seconds
 from pwopt.graph import Facts
 from pwopt.remark import Verdict
 from pwopt.tuning.driver import Change
@@ -26,13 +26,13 @@ def analytic_review(
     roofline = machine or Machine()
 
     def review(change: Change) -> Verdict:
-        before = window_seconds(change.removed, facts, dims, roofline)
-        after = window_seconds(change.added, facts, dims, roofline)
-        # Where shapes are unknown there is nothing to refuse by; fewer nodes are still better.
-        if before is None or after is None:
-            better = len(change.added) <= len(change.removed)
+        seconds = rewrite_seconds(change.removed, change.added, facts, dims, roofline)
+        if seconds is None:
+            # Nothing to estimate by: fewer nodes are better.
+            better = len(change.added) < len(change.removed)
         else:
-            better = after <= before
+            before, after = seconds
+            better = after < before or not change.added
         return Verdict.KEPT if better else Verdict.REJECTED_SLOWER
 
     return review
