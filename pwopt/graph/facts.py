@@ -87,6 +87,7 @@ class Facts:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._known_ops: dict[tuple[str, int], bool] = {}
 
     @property
     def opset(self) -> int:
@@ -100,6 +101,12 @@ class Facts:
 
     def has_op(self, op: str, since: int = 1) -> bool:
         """Whether the model's standard operator set has *op*, in version *since* or later."""
+        key = op, since
+        if key not in self._known_ops:
+            self._known_ops[key] = self._look_up(op, since)
+        return self._known_ops[key]
+
+    def _look_up(self, op: str, since: int) -> bool:
         try:
             schema = onnx.defs.get_schema(op, self.opset)
         except onnx.defs.SchemaError:

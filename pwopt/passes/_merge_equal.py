@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 
 from pwopt.graph import Facts, Node, Rewriter, Tensor
@@ -109,17 +110,10 @@ def _operand(tensor: Tensor, facts: Facts) -> Hashable:
     shape = facts.static_shape(tensor)
     if not facts.is_constant(tensor) or shape is None or facts.dtype(tensor) is None:
         return id(tensor)
-    values = facts.constant(tensor) if _is_small(shape) else None
+    values = facts.constant(tensor) if math.prod(shape) <= _MAX_COMPARED else None
     if values is None or values.dtype.hasobject:
         return id(tensor)
     return values.dtype.str, shape, values.tobytes()
-
-
-def _is_small(shape: Sequence[int]) -> bool:
-    elements = 1
-    for size in shape:
-        elements *= size
-    return elements <= _MAX_COMPARED
 
 
 def _merge(kept: Node, other: Node, rewriter: Rewriter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -188,8 +189,10 @@ def _neutral(value: float, *, either_side: bool) -> Rule:
 
 
 def _small_constant(tensor: Tensor, facts: Facts) -> np.ndarray[Any, Any] | None:
+    if not facts.is_constant(tensor):
+        return None
     shape = facts.static_shape(tensor)
-    if not facts.is_constant(tensor) or shape is None or np.prod(shape) > _MAX_NEUTRAL:
+    if shape is None or math.prod(shape) > _MAX_NEUTRAL:
         return None
     values = facts.constant(tensor)
     return values if values is not None and values.size and values.dtype.kind in "fiu" else None

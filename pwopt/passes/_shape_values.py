@@ -17,8 +17,8 @@ from pwopt.graph import Dim, Facts, Node, Tensor
 __all__ = ["Elements", "elements", "is_shape_arithmetic"]
 
 _MAX_ELEMENTS = 64
-_MAX_DEPTH = 24
-_MAX_NODES = 256
+_MAX_DEPTH = 12
+_MAX_NODES = 128
 """Longer chains than exporters write are cut off, so that a visit costs bounded time."""
 
 _INTEGERS = (np.dtype(np.int32), np.dtype(np.int64))

@@ -100,13 +100,15 @@ class Canonicalise(Pass[CanonicaliseMatch]):
         match.step.apply(rewriter)
 
     def _rules(self, node: Node, facts: Facts) -> Iterator[Rule]:
-        yield merge_equal
         if facts.has_subgraph(node):
             yield _refuse(Why.CONTROL_FLOW)
-            return
-        if not facts.is_op(node, node.op) or not facts.has_op(node.op):
+        elif not facts.is_op(node, node.op) or not facts.has_op(node.op):
             yield _refuse(Why.UNKNOWN_OPERATOR)
-            return
+        else:
+            yield from self._standard_rules(node, facts)
+        yield merge_equal
+
+    def _standard_rules(self, node: Node, facts: Facts) -> Iterator[Rule]:
         yield _remove_dead
         if node.op in NO_OPS:
             yield NO_OPS[node.op]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -136,13 +137,14 @@ def _verdict(proto: onnx.ModelProto, data_sets: Sequence[Any], counts: Counter[s
 
 
 @pytest.mark.slow
-def test_operator_suite() -> None:
+def test_operator_suite(capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cases = collect_testcases(None)
     counts: Counter[str] = Counter()
     failures: dict[str, str] = {}
     for case in cases:
+        assert case.model is not None
         try:
             found = _verdict(case.model, case.data_sets or (), counts)
         except Exception as error:  # counted, so that one crash does not hide the others
@@ -150,7 +152,8 @@ def test_operator_suite() -> None:
         if found:
             failures[case.name] = found
     summary = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
-    print(f"operator suite: {summary}, {len(failures)} failed")
+    with capsys.disabled():
+        sys.stdout.write(f"\noperator suite: {summary}, {len(failures)} failed\n")
     assert not failures, failures
     assert counts["models"] == len(cases) >= 1000
     assert counts["compared"] >= 100
