@@ -1,0 +1,594 @@
+"""Sessions of ONNX Runtime for a target: opened, described, run and closed.
+
+The only place that imports ``onnxruntime``, and only when it is called, so that everything which
+needs no runtime works without one. Whatever ONNX Runtime throws leaves as a one-line pwopt error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import io
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType, ModuleType, TracebackType
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pwopt.errors import InvalidModelError, PwoptError, RuntimeUnavailableError, UsageError
+from pwopt.target import Target
+
+__all__ = [
+    "ExecutionError",
+    "Feeds",
+    "Interface",
+    "MissingKernelError",
+    "Outputs",
+    "Session",
+    "TensorSpec",
+    "UntestableError",
+    "Value",
+    "load_onnxruntime",
+    "open_session",
+    "readable_error",
+    "reference_target",
+    "resolve",
+    "verification_target",
+]
+
+Value: TypeAlias = npt.NDArray[Any] | list[Any] | dict[Any, Any] | None
+"""What a graph input or output holds: a tensor, a sequence, a map, or an empty optional."""
+Feeds: TypeAlias = dict[str, Value]
+"""Values by input name."""
+Outputs: TypeAlias = dict[str, Value]
+"""Values by output name, in the order of the model's outputs."""
+
+_PROVIDERS: Final = MappingProxyType(
+    {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+)
+_DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
+    {
+        "float": np.dtype(np.float32),
+        "double": np.dtype(np.float64),
+        "float16": np.dtype(np.float16),
+        "bfloat16": np.dtype(np.float32),
+        "int8": np.dtype(np.int8),
+        "int16": np.dtype(np.int16),
+        "int32": np.dtype(np.int32),
+        "int64": np.dtype(np.int64),
+        "uint8": np.dtype(np.uint8),
+        "uint16": np.dtype(np.uint16),
+        "uint32": np.dtype(np.uint32),
+        "uint64": np.dtype(np.uint64),
+        "bool": np.dtype(np.bool_),
+        "string": np.dtype(np.object_),
+    }
+)
+_BITS_OF_RAW_TYPES: Final = MappingProxyType(
+    {
+        "bfloat16": 16,
+        "float8e4m3fn": 8,
+        "float8e4m3fnuz": 8,
+        "float8e5m2": 8,
+        "float8e5m2fnuz": 8,
+        "int4": 4,
+        "uint4": 4,
+    }
+)
+"""Element types that ONNX Runtime cannot hand over as numpy arrays."""
+_BFLOAT16_ONNX_TYPE: Final = 16
+_FATAL_ONLY: Final = 4
+_LONGEST_MESSAGE: Final = 600
+
+
+class ExecutionError(PwoptError):
+    """A model that loaded failed to run on the values it was fed."""
+
+
+class UntestableError(PwoptError):
+    """The original model cannot be run here, so nothing can be compared with it."""
+
+
+class MissingKernelError(UntestableError):
+    """The model may be valid, but the installed ONNX Runtime has no kernel for one of its nodes."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output as a session reports it.
+
+    Attributes:
+        name: its name in the graph.
+        type: ONNX Runtime's type string, such as ``"tensor(float)"`` or ``"seq(tensor(int64))"``.
+        shape: per axis the size, the symbol of a dynamic axis, or ``None`` for one without a
+            symbol. ``()`` stands for a scalar, for an unknown rank (ONNX Runtime does not tell
+            them apart), and for anything that is not a tensor.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...]
+
+    @property
+    def element(self) -> str | None:
+        """Element type of a tensor in ONNX Runtime's words (``"float"``); ``None`` for others."""
+        match = re.fullmatch(r"tensor\((\w+)\)", self.type)
+        return match[1] if match else None
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """Numpy type that carries the values in feeds and outputs.
+
+        bfloat16 travels as float32. ``None`` for what numpy has no type for (4- and 8-bit floats,
+        4-bit integers) and for sequences, maps and optionals.
+        """
+        return _DTYPES.get(self.element or "")
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether some axis has no fixed size."""
+        return not all(isinstance(size, int) for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Inputs and outputs of a model, in order, as a session reports them."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def load_onnxruntime() -> ModuleType:
+    """Import ONNX Runtime.
+
+    Raises:
+        RuntimeUnavailableError: it is not installed, or does not load.
+    """
+    try:
+        onnxruntime: ModuleType = importlib.import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise RuntimeUnavailableError(_broken_runtime(error)) from error
+        raise RuntimeUnavailableError(
+            "ONNX Runtime is not installed. Install pwopt[cpu] or pwopt[gpu]."
+        ) from error
+    except ImportError as error:
+        raise RuntimeUnavailableError(_broken_runtime(error)) from error
+    # Removing one of two installed runtime packages leaves a folder that imports, but is empty.
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise RuntimeUnavailableError(_broken_runtime("the package is incomplete"))
+    return onnxruntime
+
+
+def resolve(target: Target) -> Target:
+    """Check that *target* can be used here, and fill in its device and runtime version.
+
+    Raises:
+        UsageError: the provider is unknown or the number of threads negative.
+        RuntimeUnavailableError: no runtime is installed, or it lacks the provider.
+    """
+    provider_name = _provider_name(target)
+    if target.threads < 0:
+        raise UsageError(
+            f"{target.threads} threads are impossible; give 1 or more, or 0 for the default."
+        )
+    ort = load_onnxruntime()
+    _require_available(ort, provider_name)
+    device = _cpu_description() if target.provider == "cpu" else _gpu_description(target)
+    return replace(target, device=device, ort=str(ort.__version__))
+
+
+def reference_target(target: Target) -> Target:
+    """Where reference outputs for *target* are computed: on the CPU, with the same shapes."""
+    return Target(
+        provider="cpu", threads=target.threads, input_shapes=target.input_shapes, ort=target.ort
+    )
+
+
+def verification_target(target: Target) -> Target:
+    """*target* set up for correctness instead of speed: on CUDA without TF32.
+
+    TF32 keeps 10 bits of mantissa; no fp32 tolerance would hold with it.
+    """
+    if target.provider != "cuda":
+        return target
+    return replace(target, provider_options={**target.provider_options, "use_tf32": "0"})
+
+
+class Session:
+    """A loaded model that runs; built by :func:`open_session`, a context manager.
+
+    Attributes:
+        path: the model file.
+        target: what it was opened for.
+        optimized: whether ONNX Runtime's graph optimizations are on.
+        interface: inputs and outputs.
+        providers: execution providers in use, in ONNX Runtime's words and order of precedence.
+        load_seconds: wall time of loading, optimizing and preparing.
+    """
+
+    def __init__(
+        self, session: Any, path: Path, target: Target, *, optimized: bool, load_seconds: float
+    ) -> None:
+        self._session = session
+        self.path = path
+        self.target = target
+        self.optimized = optimized
+        self.load_seconds = load_seconds
+        self.interface = Interface(_specs(session.get_inputs()), _specs(session.get_outputs()))
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
+        # Initializers listed as inputs may be overridden, but are not part of the interface.
+        overridable = _specs(session.get_overridable_initializers())
+        self._accepted = {spec.name: spec for spec in (*self.interface.inputs, *overridable)}
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model's memory and threads; the session cannot run afterwards."""
+        self._session = None
+
+    def run(self, feeds: Mapping[str, Value]) -> Outputs:
+        """Run once and return the outputs in the model's order.
+
+        Raises:
+            UsageError: a name or dtype is not the model's.
+            ExecutionError: ONNX Runtime cannot run the model on these values.
+        """
+        names = [spec.name for spec in self.interface.outputs]
+        run = self._runner(feeds)
+        with self._readable_failures():
+            return dict(zip(names, map(_value, run()), strict=True))
+
+    def runner(self, feeds: Mapping[str, Value]) -> Callable[[], object]:
+        """Return a function that runs once; feeds are checked and converted now, not each time.
+
+        Raises:
+            UsageError: a name or dtype is not the model's.
+            ExecutionError: (by the function) ONNX Runtime cannot run the model on these values.
+        """
+        run = self._runner(feeds)
+
+        def guarded() -> object:
+            with self._readable_failures():
+                return run()
+
+        return guarded
+
+    def end_profiling(self) -> Path:
+        """Write the profile of a session opened with ``profile_to``; return where it lies."""
+        return Path(self._live().end_profiling())
+
+    def _live(self) -> Any:
+        if self._session is None:
+            raise ValueError(f"the session of {self.path.name} is closed")
+        return self._session
+
+    def _runner(self, feeds: Mapping[str, Value]) -> Callable[[], list[Any]]:
+        session = self._live()
+        self._check_names(feeds)
+        arrays = {name: _fed(self._accepted[name], value) for name, value in feeds.items()}
+        specs = (*self._accepted.values(), *self.interface.outputs)
+        if not any(spec.element in _BITS_OF_RAW_TYPES for spec in specs):
+            return lambda: session.run(None, arrays)
+        ort = load_onnxruntime()
+        values = {name: _ort_value(ort, self._accepted[name], a) for name, a in arrays.items()}
+        return lambda: session.run_with_ort_values(None, values)
+
+    def _check_names(self, feeds: Mapping[str, Value]) -> None:
+        required = [spec.name for spec in self.interface.inputs]
+        missing = [name for name in required if name not in feeds]
+        unknown = [name for name in feeds if name not in self._accepted]
+        if not missing and not unknown:
+            return
+        problem = f"lacks {_quoted(missing)}" if missing else f"has unknown {_quoted(unknown)}"
+        raise UsageError(
+            f"The feed {problem}; the inputs of {self.path.name} are {_quoted(required)}."
+        )
+
+    @contextlib.contextmanager
+    def _readable_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise ExecutionError(f"{self.path.name}: {readable_error(error)}") from error
+
+
+def open_session(
+    path: Path,
+    target: Target,
+    *,
+    optimized: bool = True,
+    profile_to: Path | None = None,
+    allow_fallback: bool = False,
+) -> Session:
+    """Load the model at *path* for *target*.
+
+    Args:
+        path: the model file.
+        target: provider, provider options and threads are taken from it.
+        optimized: all of ONNX Runtime's graph optimizations, or none.
+        profile_to: path prefix of a profile to record; see :meth:`Session.end_profiling`.
+        allow_fallback: accept that ONNX Runtime uses the CPU when the provider does not start.
+
+    Raises:
+        UsageError: unknown provider or provider option.
+        InvalidModelError: the file is missing or is no model that ONNX Runtime accepts.
+        MissingKernelError: the runtime has no kernel for one of its nodes.
+        RuntimeUnavailableError: no runtime, or the provider is missing or does not start.
+    """
+    provider_name = _provider_name(target)
+    ort = load_onnxruntime()
+    if not allow_fallback:
+        _require_available(ort, provider_name)
+    if not path.is_file():
+        raise InvalidModelError(f"{path} does not exist or is not a file.")
+    if target.provider == "cuda":
+        _preload_cuda(ort)
+    options = _session_options(ort, target, optimized=optimized, profile_to=profile_to)
+    providers: list[Any] = [(provider_name, dict(target.provider_options))]
+    if target.provider != "cpu":
+        providers.append("CPUExecutionProvider")
+    if allow_fallback:
+        available = ort.get_available_providers()
+        providers = [p for p in providers if (p if isinstance(p, str) else p[0]) in available]
+    start = time.perf_counter()
+    try:
+        session = ort.InferenceSession(
+            os.fspath(path), options, providers=providers, enable_fallback=int(allow_fallback)
+        )
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise _load_failure(path, error) from error
+    load_seconds = time.perf_counter() - start
+    if provider_name not in session.get_providers() and not allow_fallback:
+        raise RuntimeUnavailableError(
+            f"{provider_name} is installed, but did not start (running: "
+            f"{_short(session.get_providers())}). Check its driver and libraries, "
+            "or pass --provider cpu."
+        )
+    return Session(session, path, target, optimized=optimized, load_seconds=load_seconds)
+
+
+def readable_error(error: BaseException) -> str:
+    """One line that says what ONNX Runtime complained about, without its source locations."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^Load model from .*? failed: ?", "", text)
+    text = _without_source_location(text)
+    text = re.sub(
+        r'^(?:This is an invalid model\. )?In Node, \("([^"]*)", (\w+), .*? , Error ',
+        r"node '\1' (\2): ",
+        text,
+    )
+    text = re.sub(
+        r"^Non-zero status code returned while running (\w+) node\. Name:'([^']*)' "
+        r"Status Message: ",
+        r"node '\2' (\1): ",
+        text,
+    )
+    text = text.strip() or type(error).__name__
+    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 4] + " ..."
+
+
+def _without_source_location(text: str) -> str:
+    """Drop ``/onnxruntime_src/file.cc:12 void ns::function(args) const`` wherever it stands."""
+    match = re.search(r"\S*/\S*\.(?:h|cc|cpp|cu|cuh):\d+ ", text)
+    if not match:
+        return text
+    end = _signature_end(text, match.end())
+    return text[: match.start()] + text[end:].lstrip()
+
+
+def _signature_end(text: str, start: int) -> int:
+    """Index behind the C++ function signature at *start*; *start* itself if there is none."""
+    depth = 0
+    has_arguments = False
+    for index in range(start, len(text)):
+        depth += text[index] in "(<"
+        depth -= text[index] in ")>"
+        if text[index] not in ")>" or depth > 0:
+            continue
+        # The return type may end in ">" before any argument list, and behind one
+        # "::<lambda(int)>" or the second half of "operator()(int)" may follow.
+        has_arguments = has_arguments or text[index] == ")"
+        if not has_arguments or re.match(r"::|\(", text[index + 1 :]):
+            continue
+        if "::" not in text[start:index]:
+            return start
+        tail = re.match(r"(?: const| noexcept| \[with [^\]]*\])*", text[index + 1 :])
+        return index + 1 + (tail.end() if tail else 0)
+    return start
+
+
+def _load_failure(path: Path, error: Exception) -> PwoptError:
+    reason = readable_error(error)
+    if type(error).__name__ == "NotImplemented":
+        return MissingKernelError(f"{path.name}: ONNX Runtime cannot run it: {reason}")
+    if "provider option" in reason.lower():
+        return UsageError(f"A provider option was refused: {reason}")
+    return InvalidModelError(f"{path.name}: {reason}")
+
+
+def _session_options(
+    ort: ModuleType, target: Target, *, optimized: bool, profile_to: Path | None
+) -> Any:
+    level = ort.GraphOptimizationLevel
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
+    # One intra-op thread means the caller's own: ONNX Runtime then creates no pool at all.
+    options.intra_op_num_threads = target.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _FATAL_ONLY
+    # Workers otherwise spin on after a run and take the cores from the session measured next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if profile_to is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile_to)
+    return options
+
+
+def _provider_name(target: Target) -> str:
+    if target.provider not in _PROVIDERS:
+        raise UsageError(
+            f"Provider '{target.provider}' is unknown; choose {' or '.join(_PROVIDERS)}."
+        )
+    return _PROVIDERS[target.provider]
+
+
+def _require_available(ort: ModuleType, provider_name: str) -> None:
+    available = [name for name in ort.get_available_providers() if name in _PROVIDERS.values()]
+    if provider_name in available:
+        return
+    raise RuntimeUnavailableError(
+        f"{provider_name} is not available (available: {_short(available)}). "
+        "Install pwopt[gpu], or pass --provider cpu."
+    )
+
+
+def _short(provider_names: list[str]) -> str:
+    return ", ".join(name.removesuffix("ExecutionProvider") for name in provider_names) or "none"
+
+
+def _broken_runtime(reason: object) -> str:
+    return (
+        f"ONNX Runtime is installed, but does not load: {reason}. "
+        "Reinstall pwopt[cpu] or pwopt[gpu], only one of them."
+    )
+
+
+def _preload_cuda(ort: ModuleType) -> None:
+    """Let ONNX Runtime find CUDA and cuDNN in Python packages; failures show at session start."""
+    preload = getattr(ort, "preload_dlls", None)
+    if preload is None:
+        return
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        preload()
+
+
+def _specs(arguments: list[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(a.name, a.type, tuple(map(_size, a.shape))) for a in arguments)
+
+
+def _size(size: object) -> int | str | None:
+    if isinstance(size, int):
+        return size if size >= 0 else None
+    return str(size) if size else None
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+def _fed(spec: TensorSpec, value: Value) -> Value:
+    """*value* in the input's dtype, and contiguous so that no run pays for a copy."""
+    if spec.element is None or value is None:
+        return value
+    if spec.dtype is None:
+        raise UsageError(f"Input '{spec.name}' has type {spec.type}, which cannot be fed.")
+    if not isinstance(value, np.ndarray):
+        try:
+            return np.asarray(value, dtype=spec.dtype)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"Input '{spec.name}' takes {spec.dtype}: {error}.") from error
+    if value.dtype != spec.dtype and not (spec.element == "string" and value.dtype.kind in "US"):
+        raise UsageError(f"Input '{spec.name}' takes {spec.dtype}, not {value.dtype}.")
+    return np.asarray(value, order="C")
+
+
+def _ort_value(ort: ModuleType, spec: TensorSpec, value: Value) -> Any:
+    if not isinstance(value, np.ndarray):
+        raise UsageError(f"Input '{spec.name}' has type {spec.type}, which cannot be fed here.")
+    if spec.element == "bfloat16":
+        bits = _bfloat16_bits(value)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16_ONNX_TYPE)
+    return ort.OrtValue.ortvalue_from_numpy(value)
+
+
+def _bfloat16_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    """Round float32 to bfloat16, to nearest and ties to even; NaN stays NaN."""
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def _value(value: Any) -> Value:
+    """An output as :data:`Value`; an ``OrtValue`` is copied into numpy first."""
+    if not hasattr(value, "data_ptr"):
+        return value  # type: ignore[no-any-return]
+    element = value.data_type().removeprefix("tensor(").removesuffix(")")
+    bits = _BITS_OF_RAW_TYPES.get(element)
+    if bits is None:
+        return value.numpy()  # type: ignore[no-any-return]
+    shape = tuple(value.shape())
+    elements = int(np.prod(shape, dtype=np.int64))
+    raw = ctypes.string_at(value.data_ptr(), (elements * bits + 7) // 8) if elements else b""
+    if element != "bfloat16":
+        codes = np.frombuffer(raw, np.uint8)
+        return codes.reshape(shape) if bits == 8 else codes
+    widened = np.frombuffer(raw, np.uint16).astype(np.uint32) << np.uint32(16)
+    return widened.view(np.float32).reshape(shape)
+
+
+def _cpu_description() -> str:
+    """Model name, cores this process may use, and widest vector instructions."""
+    name, vectors = _cpu_from_cpuinfo(_cpuinfo())
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    parts = [name or _cpu_name_of_system(), f"{cores} core{'s' if cores > 1 else ''}", vectors]
+    return ", ".join(part for part in parts if part)
+
+
+def _cpuinfo() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+def _cpu_from_cpuinfo(text: str) -> tuple[str, str]:
+    """Model name and widest vector instructions from Linux' ``/proc/cpuinfo``; ``""`` if absent."""
+    fields = dict(re.findall(r"^([^\t:]+?)\s*:\s*(.*)$", text, flags=re.MULTILINE))
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    families = {
+        "amx_tile": "AMX",
+        "avx512f": "AVX-512",
+        "avx2": "AVX2",
+        "avx": "AVX",
+        "sve": "SVE",
+        "asimd": "NEON",
+    }
+    vectors = next((label for flag, label in families.items() if flag in flags), "")
+    return fields.get("model name", "").strip(), vectors
+
+
+def _cpu_name_of_system() -> str:
+    if platform.system() == "Darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=5
+            ).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu_description(target: Target) -> str:
+    return f"CUDA device {target.provider_options.get('device_id', '0')}"
