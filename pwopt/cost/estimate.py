@@ -143,6 +143,8 @@ _BLOCKABLE = frozenset(
 )
 _LOOK_BACK = 8
 """How many operators back a window looks for the layout that its inputs come in."""
+_LOOK_AHEAD = 4
+"""How many operators ahead a window is charged for the layout that its outputs come in."""
 
 
 def estimate_seconds(costs: Iterable[NodeCost], machine: Machine | None = None) -> float:
@@ -160,31 +162,24 @@ def window_seconds(
     facts: Facts,
     dims: Mapping[str, int] | None = None,
     machine: Machine | None = None,
-    *,
-    ignoring: Sequence[Node] = (),
 ) -> float | None:
-    """Seconds that *nodes* take, with what they make their neighbours pay.
+    """Seconds that *nodes* take, with what depends on them right behind.
 
-    Neighbours are nodes of the model that read from or write to *nodes*. They pay for changes of
-    the layout at the border and for activations that no convolution absorbs, so a convolution that
-    becomes a matrix product is charged for the Relu behind it.
+    That is the activations, additions, pools, ... up to the next convolution: whether they are
+    absorbed, and in which layout they work, is up to *nodes*. So a convolution that becomes a
+    matrix product is charged for the Relu behind it and for every copy between layouts.
 
     Args:
         nodes: nodes of the model, or nodes that a rewrite has taken out of it.
         facts: of the model.
         dims: sizes of symbolic dimensions.
         machine: what to estimate for; a typical x86 core by default.
-        ignoring: nodes of the model that are no neighbours, because they are there instead.
 
     Returns:
         ``None`` if a shape is unknown, or an operator has no cost rule.
     """
-    costs = tuple(node_cost(node, facts, dims) for node in nodes)
-    if not all(cost.known for cost in costs):
-        return None
-    around = _neighbours(nodes, ignoring, facts)
-    context = tuple(cost for node in around if (cost := node_cost(node, facts, dims)).known)
-    return _Region(costs, context, machine or Machine()).seconds()
+    behind = _behind(nodes, {}, facts)
+    return _seconds(nodes, list(behind.values()), {}, facts, dims, machine)
 
 
 def rewrite_seconds(
@@ -196,33 +191,80 @@ def rewrite_seconds(
 ) -> tuple[float, float] | None:
     """Seconds (before, after) of a rewrite that has been made, as :func:`window_seconds`.
 
+    Both sides are charged with the same nodes behind them. Nodes that were changed in place, and
+    so neither removed nor added, do not show.
+
     Returns:
         ``None`` if a shape is unknown, or an operator has no cost rule.
     """
-    before = window_seconds(removed, facts, dims, machine, ignoring=added)
-    after = window_seconds(added, facts, dims, machine)
+    new = {id(node): node for node in added}
+    behind_new = _behind(added, {}, facts)
+    # Readers that were redirected to another tensor are behind one of the two sides only.
+    shared = [node for key, node in _behind(removed, new, facts).items() if key in behind_new]
+    before = _seconds(removed, shared, new, facts, dims, machine)
+    after = _seconds(added, shared, {}, facts, dims, machine)
     return None if before is None or after is None else (before, after)
 
 
-def _neighbours(nodes: Sequence[Node], ignoring: Sequence[Node], facts: Facts) -> list[Node]:
+def _seconds(
+    nodes: Sequence[Node],
+    behind: Sequence[Node],
+    ignored: Mapping[int, Node],
+    facts: Facts,
+    dims: Mapping[str, int] | None,
+    machine: Machine | None,
+) -> float | None:
+    costs = [node_cost(node, facts, dims) for node in nodes]
+    if not all(cost.known for cost in costs):
+        return None
+    charged = [*nodes, *behind]
+    followers = [cost for node in behind if (cost := node_cost(node, facts, dims)).known]
+    around = _around(charged, ignored, facts)
+    context = [cost for node in around if (cost := node_cost(node, facts, dims)).known]
+    return _Region([*costs, *followers], context, machine or Machine()).seconds()
+
+
+def _behind(nodes: Sequence[Node], ignored: Mapping[int, Node], facts: Facts) -> dict[int, Node]:
+    """Live nodes whose layout and absorption depend on *nodes*, by ``id``, some steps ahead."""
+    inside = {id(node) for node in nodes}
+    found: dict[int, Node] = {}
+    frontier = list(nodes)
+    for _ in range(_LOOK_AHEAD):
+        readers = [r for n in frontier for t in n.outputs for r in facts.consumers(t)]
+        frontier = []
+        for node in readers:
+            key = id(node)
+            if key in found or key in inside or key in ignored:
+                continue
+            if facts.op(node) in LAYOUT_KEEPERS:
+                found[key] = node
+                frontier.append(node)
+    return found
+
+
+def _around(nodes: Sequence[Node], ignored: Mapping[int, Node], facts: Facts) -> list[Node]:
     """Live readers of the tensors of *nodes*, and producers of their inputs some steps back."""
-    excluded = {id(node) for node in (*nodes, *ignoring)}
+    inside = {id(node) for node in nodes}
     found: dict[int, Node] = {}
 
     def meet(candidates: Iterable[Node]) -> None:
-        found.update((id(node), node) for node in candidates if id(node) not in excluded)
+        found.update(
+            (id(node), node)
+            for node in candidates
+            if id(node) not in inside and id(node) not in ignored
+        )
 
+    made = {id(tensor) for node in nodes for tensor in node.outputs}
     for node in nodes:
         for tensor in node.outputs:
             meet(facts.consumers(tensor))
-    made = {id(tensor) for node in nodes for tensor in node.outputs}
     frontier = [t for node in nodes for t in node.inputs if id(t) not in made]
     walked: set[int] = set()
     for _ in range(_LOOK_BACK):
         producers: dict[int, Node] = {}
         for tensor in frontier:
             producer = facts.producer(tensor)
-            if producer is None or id(producer) in excluded or id(producer) in walked:
+            if producer is None or id(producer) in walked or id(producer) in ignored:
                 continue
             producers[id(producer)] = producer
             meet((producer, *facts.consumers(tensor)))
@@ -271,16 +313,8 @@ class _Region:
             self._absorb(cost)
 
     def seconds(self) -> float:
-        """Seconds of the nodes, of copies between layouts, and of what is no longer absorbed."""
-        inside = {id(cost) for cost in self._costs}
-        behind = {
-            id(reader): reader
-            for cost in self._costs
-            for operand in cost.outputs
-            for reader in self._readers.get(operand.name, ())
-            if id(reader) not in inside and reader.op in _ABSORBABLE
-        }
-        own = sum(self._node_seconds(cost) for cost in (*self._costs, *behind.values()))
+        """Seconds of the nodes, and of copies between layouts of the tensors that they touch."""
+        own = sum(self._node_seconds(cost) for cost in self._costs)
         tensors = {
             operand.name: operand
             for cost in self._costs
