@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from pwopt.graph.facts import Facts
 from pwopt.graph.model import DEFAULT_DOMAINS, Node
 
-__all__ = ["FOLD_LIMIT", "Unfoldable", "fold"]
+__all__ = ["EVALUATED", "FOLD_LIMIT", "Unfoldable", "fold"]
 
 Array = np.ndarray[Any, Any]
 Inputs = Sequence[Array | None]
@@ -103,9 +103,8 @@ _ACCUMULATED = frozenset(
         "ReduceSumSquare",
     }
 )
-_EVALUATED = _MOVEMENT | _ROUNDED_ONCE | _ACCUMULATED
-_UNKNOWN_SHAPE_ALLOWED = frozenset({"NonZero"})
-"""Their results are bounded by their inputs, though their shapes follow from the values."""
+EVALUATED = _MOVEMENT | _ROUNDED_ONCE | _ACCUMULATED
+"""Standard operators that are evaluated."""
 
 
 class Unfoldable(StrEnum):
@@ -147,7 +146,7 @@ def fold(facts: Facts, node: Node, limit: int = FOLD_LIMIT) -> tuple[Array, ...]
     """
     if not _is_candidate(facts, node):
         return Unfoldable.NOT_CONSTANT
-    if node.domain not in DEFAULT_DOMAINS or node.op not in _EVALUATED:
+    if node.domain not in DEFAULT_DOMAINS or node.op not in EVALUATED:
         return Unfoldable.NOT_EVALUATED
     if facts.opset < _OLDEST_OPSET:
         return Unfoldable.NOT_EVALUATED
@@ -231,15 +230,13 @@ _GUARDS: Mapping[str, Callable[[_Call], bool]] = {
 
 def _evaluate_within(call: _Call, limit: int) -> tuple[Array, ...] | Unfoldable:
     types = _infer(call)
-    if types is None:
+    if types is None or (call.node.op != "NonZero" and any(shape is None for _, shape in types)):
         return Unfoldable.NOT_DEFINED
     allowed_elements = max(limit, sum(values.size for values in call.given.values()))
     allowed_bytes = max(8 * limit, 2 * sum(values.nbytes for values in call.given.values()))
     elements = nbytes = 0
     for dtype, shape in types:
         if shape is None:
-            if call.node.op not in _UNKNOWN_SHAPE_ALLOWED:
-                return Unfoldable.NOT_DEFINED
             continue
         elements += math.prod(shape)
         nbytes += math.prod(shape) * dtype.itemsize
@@ -262,7 +259,7 @@ def _infer(call: _Call) -> list[tuple[np.dtype[Any], tuple[int, ...] | None]] | 
         elem_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
         types[name] = onnx.helper.make_tensor_type_proto(elem_type, values.shape)
         if values.size <= _SHOWN_ELEMENTS:
-            data[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+            data[name] = numpy_helper.from_array(values, name)
     try:
         inferred = onnx.shape_inference.infer_node_outputs(
             onnx.defs.get_schema(call.proto.op_type, call.opset, ""),
@@ -275,7 +272,11 @@ def _infer(call: _Call) -> list[tuple[np.dtype[Any], tuple[int, ...] | None]] | 
         return None
     if any(name not in inferred for name in call.proto.output):
         return None
-    return [_tensor_type(inferred[name].tensor_type) for name in call.proto.output]
+    found = [_tensor_type(inferred[name].tensor_type) for name in call.proto.output]
+    if call.node.op in _ROUNDED_ONCE and found[0][1] is None:  # functions in some opsets
+        shapes = [values.shape for values in call.given.values()]
+        return [(found[0][0], np.broadcast_shapes(*shapes))]
+    return found
 
 
 def _tensor_type(

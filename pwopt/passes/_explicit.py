@@ -62,7 +62,8 @@ def _transposed_pads(node: Node, facts: Facts, conv: ConvFacts) -> tuple[int, ..
     """Pads of a ConvTranspose, whose SAME output is the input times the stride.
 
     So the padding is ``output_padding + (kernel - 1) * dilation + 1 - stride``, whatever the size
-    of the input. Which end gets the odd one was defined differently over time.
+    of the input. Early versions of the specification confuse the ends; the odd one goes to the
+    end for SAME_UPPER, as its name says and as ONNX Runtime has it for all of them.
     """
     auto_pad = facts.attr_str(node, "auto_pad", "NOTSET")
     zeros = (0,) * (2 * conv.spatial_rank)
@@ -75,9 +76,11 @@ def _transposed_pads(node: Node, facts: Facts, conv: ConvFacts) -> tuple[int, ..
         e + (k - 1) * d + 1 - s
         for e, k, d, s in zip(extra, conv.kernel, conv.dilations, conv.strides, strict=True)
     ]
-    if any(total < 0 or total % 2 for total in totals):
+    if any(total < 0 for total in totals):
         return None
-    return tuple(total // 2 for total in totals * 2)
+    less = [total // 2 for total in totals]
+    more = [total - total // 2 for total in totals]
+    return (*less, *more) if auto_pad == "SAME_UPPER" else (*more, *less)
 
 
 def _pool(node: Node, facts: Facts) -> Step | Decline | None:
@@ -89,7 +92,9 @@ def _pool(node: Node, facts: Facts) -> Step | Decline | None:
     dilations = facts.attr_ints(node, "dilations", ones)
     same = facts.attr_str(node, "auto_pad", "NOTSET").startswith("SAME")
     if same and (facts.attr_int(node, "ceil_mode", 0) or dilations != ones):
-        return Decline(Why.PADS_UNEVEN)
+        return Decline(Why.PADS_AMBIGUOUS)
+    if same and any(s > k for s, k in zip(strides, kernel, strict=True)):
+        return Decline(Why.PADS_AMBIGUOUS)  # the padding would be negative
     pads = facts.window_pads(node, kernel, strides, dilations)
     return _spell_out(node, _explicit_pads(node, facts, pads), facts)
 
@@ -112,7 +117,7 @@ def _spell_out(node: Node, changes: Mapping[str, object], facts: Facts) -> Step 
     if facts.attr_str(node, "auto_pad", "NOTSET") == "NOTSET":
         return None
     unknown = facts.static_shape(node.inputs[0]) is None
-    return Decline(Why.SHAPE_UNKNOWN if unknown else Why.PADS_UNEVEN)
+    return Decline(Why.SHAPE_UNKNOWN if unknown else Why.PADS_AMBIGUOUS)
 
 
 def _set_attributes(node: Node, changes: Mapping[str, object], rewriter: Rewriter) -> None:

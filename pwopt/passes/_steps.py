@@ -25,7 +25,7 @@ class Why(StrEnum):
     SPARSE = "sparse-constant"
     SHAPE_UNKNOWN = "shape-unknown"
     SIGN_OF_ZERO = "sign-of-zero"
-    PADS_UNEVEN = "pads-uneven"
+    PADS_AMBIGUOUS = "pads-ambiguous"
     NOT_EVALUATED = Unfoldable.NOT_EVALUATED.value
     TOO_LARGE = Unfoldable.TOO_LARGE.value
     NOT_DEFINED = Unfoldable.NOT_DEFINED.value

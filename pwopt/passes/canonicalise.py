@@ -51,7 +51,8 @@ class Canonicalise(Pass[CanonicaliseMatch]):
         Reshape keeps the number of elements, so one unknown dimension is what -1 infers, and a
         dimension copied from the same place of the input is a 0. SAME pads a window of reach
         ``r = (k - 1) d + 1`` by ``max((ceil(n / s) - 1) s + r - n, 0)``, the transposed one by
-        ``output_padding + r - s`` (the ONNX operator specification).
+        ``output_padding + r - s``, the odd one at the end for SAME_UPPER (the ONNX operator
+        specification).
 
     Declines when:
         the node is canonical already; its operator is not known, or holds a graph of its own
@@ -59,8 +60,9 @@ class Canonicalise(Pass[CanonicaliseMatch]):
         read by a subgraph); a Dropout trains or its mask is read; a constant result would be larger
         than its inputs and than the limit (option ``fold_limit``, in elements), is not defined
         the same way everywhere, or its operator is not evaluated; a constant is sparse; the size
-        that pads or a target depend on is unknown; pads would fall unevenly where versions differ
-        about the side; adding zero would turn ``-0.0`` into ``0.0``.
+        that pads or a target depend on is unknown; ``auto_pad`` asks for what is defined in more
+        than one way (a pool that pads by a negative amount, rounds up, or is dilated, a
+        transposed convolution with ``output_shape``); adding zero would turn ``-0.0`` into ``0.0``.
 
     Exactness:
         ROUNDING. All but folded square roots, powers and sums is the same bit for bit.
