@@ -7,7 +7,7 @@ by ``id()``; :class:`Model` holds the strong references that keep those ids vali
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,11 @@ class Model:
 
     def is_captured(self, tensor: Tensor) -> bool:
         """Whether a subgraph (an If branch, a Loop body) reads *tensor* by name."""
-        return any(key in self.nodes for key in self._capturers.get(id(tensor), ()))
+        return bool(self.capturers(tensor))
+
+    def capturers(self, tensor: Tensor) -> list[int]:
+        """Ids of the live nodes whose subgraphs read *tensor*."""
+        return [key for key in self._capturers.get(id(tensor), ()) if key in self.nodes]
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether *tensor* is an initializer that no caller may override."""
@@ -202,16 +206,20 @@ class Model:
         producers = sum(id(p) in self.nodes for p in source.inputs)
         return producers == 1 and not self.is_output(source) and not self.is_captured(source)
 
-    def sorted_nodes(self) -> list[Node]:
+    def sorted_nodes(self, among: Iterable[Node] | None = None) -> list[Node]:
         """Live nodes in topological order, otherwise as they stood in the file.
+
+        Args:
+            among: sort only these, in time proportional to their number.
 
         Raises:
             InvalidModelError: the graph has a cycle.
         """
+        nodes = self.nodes if among is None else {id(n): n for n in among if id(n) in self.nodes}
         waiting: dict[int, int] = {}
         ready: list[tuple[tuple[int, int], int]] = []
-        for key, node in self.nodes.items():
-            needed = sum(1 for t in self.reads(node) for p in t.inputs if id(p) in self.nodes)
+        for key, node in nodes.items():
+            needed = sum(1 for t in self.reads(node) for p in t.inputs if id(p) in nodes)
             waiting[key] = needed
             if not needed:
                 ready.append((self.position(node), key))
@@ -219,7 +227,7 @@ class Model:
         ordered: list[Node] = []
         while ready:
             _, key = heapq.heappop(ready)
-            node = self.nodes[key]
+            node = nodes[key]
             ordered.append(node)
             for tensor in node.outputs:
                 consumers = [id(n) for n in tensor.outputs]
@@ -228,10 +236,10 @@ class Model:
                         continue
                     waiting[consumer] -= 1
                     if not waiting[consumer]:
-                        heapq.heappush(ready, (self.position(self.nodes[consumer]), consumer))
-        if len(ordered) != len(self.nodes):
+                        heapq.heappush(ready, (self.position(nodes[consumer]), consumer))
+        if len(ordered) != len(nodes):
             done = {id(n) for n in ordered}
-            stuck = next(n for k, n in self.nodes.items() if k not in done)
+            stuck = next(n for k, n in nodes.items() if k not in done)
             raise InvalidModelError(
                 f"the graph has a cycle through node '{stuck.name or stuck.op}'"
             )
@@ -419,13 +427,23 @@ class Model:
         """The whole model as one message in memory, with external data loaded."""
         model = self.without_dense_initializers()
         for proto in self.dense_initializers():
-            slot = model.graph.initializer.add()
-            slot.CopyFrom(proto)
-            if onnx.external_data_helper.uses_external_data(slot):
-                onnx.external_data_helper.load_external_data_for_tensor(slot, str(self.base_dir))
-                slot.data_location = onnx.TensorProto.DEFAULT
-                del slot.external_data[:]
+            self._append(model.graph, proto)
         return model
+
+    def append_constant(self, graph: onnx.GraphProto, tensor: Constant) -> None:
+        """Give *graph* an initializer for *tensor*, with external data loaded."""
+        if tensor.name in self._sparse:
+            graph.sparse_initializer.append(self._sparse[tensor.name])
+        else:
+            self._append(graph, self.tensor_proto(tensor))
+
+    def _append(self, graph: onnx.GraphProto, proto: onnx.TensorProto) -> None:
+        slot = graph.initializer.add()
+        slot.CopyFrom(proto)
+        if onnx.external_data_helper.uses_external_data(slot):
+            onnx.external_data_helper.load_external_data_for_tensor(slot, str(self.base_dir))
+            slot.data_location = onnx.TensorProto.DEFAULT
+            del slot.external_data[:]
 
     def node_proto(self, node: Node) -> onnx.NodeProto:
         """The message for a live *node*: the loaded one, rewired, with its changed attributes."""
