@@ -36,7 +36,7 @@ EXIT_INTERRUPTED = 130
 P = ParamSpec("P")
 
 
-class ShapeParam(click.ParamType):
+class ShapeParam(click.ParamType):  # type: ignore[type-arg] # older click is not generic
     """``NAME:1x3x224x224``; names may contain colons."""
 
     name = "NAME:DIMS"
@@ -54,7 +54,7 @@ class ShapeParam(click.ParamType):
         return name, shape
 
 
-class OptionParam(click.ParamType):
+class OptionParam(click.ParamType):  # type: ignore[type-arg]
     """``KEY=VALUE``."""
 
     name = "K=V"
@@ -210,6 +210,8 @@ def optimize(
             raise click.UsageError(f"--report {report_path}: the name must end in .json or .html")
         if not report_path.parent.is_dir():
             raise OutputError(f"{report_path}: the folder {report_path.parent} does not exist")
+    from dataclasses import replace
+
     from pwopt import line
     from pwopt import passes as catalogue
     from pwopt.tuning.search import Effort
@@ -233,6 +235,7 @@ def optimize(
         if output is None and path != Path(model):
             output = Path(f"{path.stem}.opt.onnx")
         report = line.optimize(path, output, target, options, progress)
+    report = replace(report, model=replace(report.model, path=Path(model)))
     _emit_report(report, reports, as_json=as_json)
 
 

@@ -7,17 +7,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-import pwopt
 from pwopt import passes as catalogue
 from pwopt.cost import model_cost
 from pwopt.errors import InvalidModelError, OutputError, VerificationError
 from pwopt.graph import (
     Model,
     Written,
+    concrete_dims,
     file_sha256,
     find_nan,
     load,
@@ -44,7 +45,7 @@ from pwopt.target import Target
 from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.gate import analytic_review
-from pwopt.tuning.pipeline import Ruling, Rulings
+from pwopt.tuning.pipeline import Review, Ruling, Rulings
 from pwopt.tuning.search import Effort, Found, search, settle
 from pwopt.tuning.workbench import Progress, Workbench
 
@@ -256,11 +257,14 @@ class _Line:
             self.target,
             simplify=simplify,
             lower=lower,
-            review=analytic_review(driver.facts, {}) if clockless else None,
+            review=self._review(driver) if clockless else None,
             seed=self.options.seed,
             max_bytes=self.options.max_size_growth * self.before.size_bytes,
             progress=self.progress,
         )
+
+    def _review(self, driver: Driver) -> Review:
+        return analytic_review(driver.facts, concrete_dims(driver.model, self.target.input_shapes))
 
     def _selected(self) -> tuple[tuple[AnyPass, ...], tuple[AnyPass, ...]]:
         """The passes to run: (simplifying, lowering), in catalogue order."""
@@ -331,7 +335,7 @@ class _Line:
         seen = {r.pass_name for r in final.remarks}
         names = [p.name for p in catalogue.ALL if p.name in seen]
         return Report(
-            pwopt=pwopt.__version__,
+            pwopt=version("pwopt"),
             model=ModelFile(
                 self.source, file_sha256(self.source), self.opset_before, self.before.size_bytes
             ),

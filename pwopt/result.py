@@ -49,7 +49,7 @@ class ErrorFigures:
 
 @dataclass(frozen=True)
 class Totals:
-    """Size of a model: parameters, multiply-accumulates (``None`` if unknown), bytes of the file."""
+    """Size of a model: parameters, multiply-accumulates (``None``: unknown), bytes of the file."""
 
     params: int
     macs: int | None

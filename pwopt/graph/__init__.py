@@ -1,5 +1,6 @@
 """The graph floor: the only part of pwopt that knows onnx and onnx-graphsurgeon."""
 
+from pwopt.graph.concrete import concrete_dims
 from pwopt.graph.facts import ConvFacts, Facts, ValuesView
 from pwopt.graph.io import (
     Written,
@@ -41,6 +42,7 @@ __all__ = [
     "Variable",
     "Written",
     "atomic_write",
+    "concrete_dims",
     "file_sha256",
     "find_nan",
     "load",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -211,7 +212,10 @@ def _check_external_files(model: Model) -> None:
 
 
 def _check_external_file(proto: onnx.TensorProto, base_dir: Path) -> None:
-    info = ExternalDataInfo(proto)
+    try:
+        info = ExternalDataInfo(proto)
+    except ValueError as error:
+        raise InvalidModelError(f"tensor '{proto.name}': {one_line(error)}") from error
     location = Path(info.location)
     if location.is_absolute() or ".." in location.parts:
         raise InvalidModelError(
@@ -223,11 +227,20 @@ def _check_external_file(proto: onnx.TensorProto, base_dir: Path) -> None:
         raise InvalidModelError(
             f"the external data file '{info.location}' of tensor '{proto.name}' is missing"
         )
-    end = (info.offset or 0) + (info.length or 0)
+    end = (info.offset or 0) + _external_bytes(proto)
     if path.stat().st_size < end:
         raise InvalidModelError(
             f"the external data file '{info.location}' is too short for tensor '{proto.name}'"
         )
+
+
+def _external_bytes(proto: onnx.TensorProto) -> int:
+    """Bytes of the external data of *proto*, whose length need not be given."""
+    info: Any = ExternalDataInfo(proto)
+    if info.length is not None:
+        return int(info.length)
+    itemsize = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type).itemsize
+    return int(math.prod(proto.dims)) * itemsize
 
 
 def _load_nested_external_data(proto: onnx.ModelProto, base_dir: Path) -> None:
@@ -366,7 +379,7 @@ def _save_external(model: Model, head: onnx.ModelProto, path: Path) -> Written:
         os.fsync(data.fileno())
         head.graph.initializer.extend(stubs)
         text = head.SerializeToString()
-        atomic_write(path, lambda file: _discard(file.write(text)))
+        atomic_write(path, lambda file: file.write(text))
     return Written(path, hashlib.sha256(text).hexdigest(), len(text) + data_path.stat().st_size)
 
 
@@ -392,9 +405,7 @@ def save_copy(source: Path, path: Path) -> Written:
 def size_on_disk(path: Path, model: Model) -> int:
     """Bytes of a model file and of the external data it refers to."""
     external = sum(
-        ExternalDataInfo(proto).length or 0
-        for proto in model.dense_initializers()
-        if uses_external_data(proto)
+        _external_bytes(proto) for proto in model.dense_initializers() if uses_external_data(proto)
     )
     return path.stat().st_size + external
 
@@ -416,10 +427,6 @@ def raise_opset(model: Model, opset: int) -> Model:
     return parse(converted)
 
 
-def _discard(_: int) -> None:
-    return None
-
-
 def _raw_bytes(proto: onnx.TensorProto, base_dir: Path) -> bytes | None:
     if proto.data_type == onnx.TensorProto.STRING:
         return None
@@ -427,7 +434,7 @@ def _raw_bytes(proto: onnx.TensorProto, base_dir: Path) -> bytes | None:
         info = ExternalDataInfo(proto)
         with (base_dir / info.location).open("rb") as file:
             file.seek(info.offset or 0)
-            return file.read(info.length) if info.length else file.read()
+            return file.read(_external_bytes(proto))
     if proto.HasField("raw_data"):
         return proto.raw_data
     return bytes(numpy_helper.from_array(numpy_helper.to_array(proto)).raw_data)
@@ -447,7 +454,7 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def atomic_write(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let *write* fill a temporary file beside *path*, then rename it to *path*.
 
     Raises:

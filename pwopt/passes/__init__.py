@@ -1,1 +1,67 @@
-"""The passes: one file each; :data:`ALL` is their explicit order."""
+"""The passes, one file each; :data:`ALL` is their explicit order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pwopt.passes import catalogue
+from pwopt.passes.canonicalise import Canonicalise
+from pwopt.passes.compose_pointwise import ComposePointwise
+from pwopt.passes.contract import Match, Pass, Variant
+from pwopt.passes.eliminate_transpose import EliminateTranspose
+from pwopt.passes.fold_affine import FoldAffine
+from pwopt.passes.fold_batch_normalization import FoldBatchNormalization
+from pwopt.passes.lower_pointwise_conv import LowerPointwiseConv
+from pwopt.passes.lower_prelu import LowerPrelu
+from pwopt.passes.raise_activation import RaiseActivation
+
+__all__ = [
+    "ALL",
+    "LOWER",
+    "SIMPLIFY",
+    "Canonicalise",
+    "ComposePointwise",
+    "EliminateTranspose",
+    "FoldAffine",
+    "FoldBatchNormalization",
+    "LowerPointwiseConv",
+    "LowerPrelu",
+    "Match",
+    "Pass",
+    "RaiseActivation",
+    "Variant",
+    "find",
+    "parse_spec",
+]
+
+SIMPLIFY: tuple[Pass[Any], ...] = (
+    EliminateTranspose(),
+    RaiseActivation(),
+    FoldBatchNormalization(),
+    FoldAffine(),
+    ComposePointwise(),
+)
+"""Passes whose result is smaller or simpler; run in rounds until none has anything to do."""
+
+LOWER: tuple[Pass[Any], ...] = (LowerPrelu(), LowerPointwiseConv())
+"""Passes that put other operators in place; run once, after the simplifying ones."""
+
+ALL: tuple[Pass[Any], ...] = (Canonicalise(), *SIMPLIFY, *LOWER)
+
+
+def find(name: str) -> Pass[Any]:
+    """The pass called *name*, with default options.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return catalogue.find(name, ALL)
+
+
+def parse_spec(spec: str) -> Pass[Any]:
+    """The pass that ``name:option=value`` describes.
+
+    Raises:
+        UsageError: unknown pass, option or value.
+    """
+    return catalogue.parse_spec(spec, ALL)
