@@ -54,14 +54,12 @@ def test_two_dimensions_in_float64(m: int, r: int) -> None:
 def test_the_matrices_of_lavin_and_gray() -> None:
     f = minimal_filtering(2, 3, [0, 1, -1])
     # Their rows differ by a sign or a factor that moves between G and B^T.
-    half = Fraction(1, 2)
-    theirs_g = [(1, 0, 0), (half, half, half), (half, -half, half), (0, 0, 1)]
-    theirs_b = [(1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1)]
-    ratios = (-1, 1, 1, 1)
-    for row in range(4):
-        assert tuple(v * ratios[row] for v in f.weight[row]) == theirs_g[row]
-        assert tuple(v * ratios[row] for v in f.input[row]) == theirs_b[row]
-    assert f.output == ((1, 1, 1, 0), (0, 1, -1, 1))
+    theirs_g = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    theirs_b = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]])
+    ratios = np.array([[-1], [1], [1], [1]])
+    np.testing.assert_array_equal(f.weight_array * ratios, theirs_g)
+    np.testing.assert_array_equal(f.input_array * ratios, theirs_b)
+    np.testing.assert_array_equal(f.output_array, [[1, 1, 1, 0], [0, 1, -1, 1]])
 
 
 @pytest.mark.parametrize(("m", "r"), SIZES)
