@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shutil
 import tempfile
@@ -11,19 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper, version_converter
-from onnx.external_data_helper import (
-    ExternalDataInfo,
-    load_external_data_for_tensor,
-    uses_external_data,
-)
 
 from pwopt.errors import InvalidModelError, OutputError, UsageError
+from pwopt.graph import external
 from pwopt.graph.model import DEFAULT_DOMAINS, Model, one_line, standard_opset
 
 __all__ = [
@@ -207,51 +202,16 @@ def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
 
 def _check_external_files(model: Model) -> None:
     for proto in model.dense_initializers():
-        if uses_external_data(proto):
-            _check_external_file(proto, model.base_dir)
-
-
-def _check_external_file(proto: onnx.TensorProto, base_dir: Path) -> None:
-    try:
-        info = ExternalDataInfo(proto)
-    except ValueError as error:
-        raise InvalidModelError(f"tensor '{proto.name}': {one_line(error)}") from error
-    location = Path(info.location)
-    if location.is_absolute() or ".." in location.parts:
-        raise InvalidModelError(
-            f"the external data file '{info.location}' of tensor '{proto.name}' does not lie"
-            " beside the model"
-        )
-    path = base_dir / location
-    if not path.is_file():
-        raise InvalidModelError(
-            f"the external data file '{info.location}' of tensor '{proto.name}' is missing"
-        )
-    end = (info.offset or 0) + _external_bytes(proto)
-    if path.stat().st_size < end:
-        raise InvalidModelError(
-            f"the external data file '{info.location}' is too short for tensor '{proto.name}'"
-        )
-
-
-def _external_bytes(proto: onnx.TensorProto) -> int:
-    """Bytes of the external data of *proto*, whose length need not be given."""
-    info: Any = ExternalDataInfo(proto)
-    if info.length is not None:
-        return int(info.length)
-    itemsize = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type).itemsize
-    return int(math.prod(proto.dims)) * itemsize
+        if external.is_external(proto):
+            external.check(proto, model.base_dir)
 
 
 def _load_nested_external_data(proto: onnx.ModelProto, base_dir: Path) -> None:
     """Read external data of attributes and subgraphs, which :func:`save` would not carry along."""
     for tensor in _nested_tensors(proto.graph.node):
-        if not uses_external_data(tensor):
-            continue
-        _check_external_file(tensor, base_dir)
-        load_external_data_for_tensor(tensor, str(base_dir))
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
+        if external.is_external(tensor):
+            external.check(tensor, base_dir)
+            external.inline(tensor, base_dir)
 
 
 def _nested_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
@@ -270,25 +230,13 @@ def find_nan(model: Model) -> str | None:
     for proto in model.dense_initializers():
         if proto.data_type not in _NAN_TYPES:
             continue
-        values = (
-            numpy_helper.to_array(proto, str(model.base_dir))
-            if not uses_external_data(proto)
-            else _external_array(proto, model.base_dir)
-        )
+        values = external.array(proto, model.base_dir)
         if np.isnan(values).any():
             return proto.name
     return None
 
 
 _NAN_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
-
-
-def _external_array(
-    proto: onnx.TensorProto, base_dir: Path
-) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    copy = onnx.TensorProto()
-    copy.CopyFrom(proto)
-    return numpy_helper.to_array(copy, str(base_dir))
 
 
 # -- writing -------------------------------------------------------------------------------------
@@ -306,11 +254,11 @@ def save(model: Model, path: Path) -> Written:
     """
     head = model.without_dense_initializers()
     inline_bytes = head.ByteSize()
-    external = False
+    beside = False
     for proto in model.dense_initializers():
         inline_bytes += proto.ByteSize() + 16
-        external = external or uses_external_data(proto)
-    if external or inline_bytes > _PROTOBUF_LIMIT:
+        beside = beside or external.is_external(proto)
+    if beside or inline_bytes > _PROTOBUF_LIMIT:
         return _save_external(model, head, path)
     graph = head.graph.SerializePartialToString()
     head.ClearField("graph")
@@ -350,10 +298,8 @@ def _save_external(model: Model, head: onnx.ModelProto, path: Path) -> Written:
             if values is None or len(values) < 1024:
                 small = onnx.TensorProto()
                 small.CopyFrom(proto)
-                if uses_external_data(small):
-                    small = numpy_helper.from_array(
-                        _external_array(proto, model.base_dir), proto.name
-                    )
+                if external.is_external(small):
+                    external.inline(small, model.base_dir)
                 stubs.append(small)
                 continue
             padding = -offset % _ALIGNMENT
@@ -390,7 +336,7 @@ def save_copy(source: Path, path: Path) -> Written:
         OutputError: the copy cannot be written.
     """
     model = load(source)
-    if any(uses_external_data(proto) for proto in model.dense_initializers()):
+    if any(external.is_external(proto) for proto in model.dense_initializers()):
         return save(model, path)
     if not (path.exists() and path.samefile(source)):
 
@@ -404,10 +350,12 @@ def save_copy(source: Path, path: Path) -> Written:
 
 def size_on_disk(path: Path, model: Model) -> int:
     """Bytes of a model file and of the external data it refers to."""
-    external = sum(
-        _external_bytes(proto) for proto in model.dense_initializers() if uses_external_data(proto)
+    beside = sum(
+        external.size_bytes(proto)
+        for proto in model.dense_initializers()
+        if external.is_external(proto)
     )
-    return path.stat().st_size + external
+    return path.stat().st_size + beside
 
 
 def raise_opset(model: Model, opset: int) -> Model:
@@ -430,11 +378,8 @@ def raise_opset(model: Model, opset: int) -> Model:
 def _raw_bytes(proto: onnx.TensorProto, base_dir: Path) -> bytes | None:
     if proto.data_type == onnx.TensorProto.STRING:
         return None
-    if uses_external_data(proto):
-        info = ExternalDataInfo(proto)
-        with (base_dir / info.location).open("rb") as file:
-            file.seek(info.offset or 0)
-            return file.read(_external_bytes(proto))
+    if external.is_external(proto):
+        return external.read(proto, base_dir)
     if proto.HasField("raw_data"):
         return proto.raw_data
     return bytes(numpy_helper.from_array(numpy_helper.to_array(proto)).raw_data)

@@ -22,6 +22,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from pwopt.errors import InvalidModelError
+from pwopt.graph import external
 from pwopt.graph.stand_ins import put_stand_ins
 
 __all__ = [
@@ -66,13 +67,7 @@ class _ExternalValues(LazyValues):
         self._base_dir = base_dir
 
     def load(self) -> np.ndarray[Any, Any]:
-        return numpy_helper.to_array(self.resolved(), str(self._base_dir))
-
-    def resolved(self) -> onnx.TensorProto:
-        """A copy of the stub: reading external data writes into the message it is given."""
-        copy = onnx.TensorProto()
-        copy.CopyFrom(self.tensor)
-        return copy
+        return external.array(self.tensor, self._base_dir)
 
 
 @dataclass(frozen=True)
@@ -440,10 +435,8 @@ class Model:
     def _append(self, graph: onnx.GraphProto, proto: onnx.TensorProto) -> None:
         slot = graph.initializer.add()
         slot.CopyFrom(proto)
-        if onnx.external_data_helper.uses_external_data(slot):
-            onnx.external_data_helper.load_external_data_for_tensor(slot, str(self.base_dir))
-            slot.data_location = onnx.TensorProto.DEFAULT
-            del slot.external_data[:]
+        if external.is_external(slot):
+            external.inline(slot, self.base_dir)
 
     def node_proto(self, node: Node) -> onnx.NodeProto:
         """The message for a live *node*: the loaded one, rewired, with its changed attributes."""
@@ -487,7 +480,7 @@ class Model:
             values = tensor._values
             if not isinstance(values, LazyValues) or tensor.name in self._sparse:
                 continue
-            if onnx.external_data_helper.uses_external_data(values.tensor):
+            if external.is_external(values.tensor):
                 tensor._values = _ExternalValues(values.tensor, self.base_dir)
 
 

@@ -1,0 +1,82 @@
+"""Tensor data that lies in a file beside the model.
+
+``onnx``'s own reader refuses links, which model caches are made of; here a file must merely lie in
+or below the model's folder by its name.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from pwopt.errors import InvalidModelError
+
+__all__ = ["array", "check", "inline", "is_external", "read", "size_bytes"]
+
+
+def is_external(proto: onnx.TensorProto) -> bool:
+    """Whether the data of *proto* lies in another file."""
+    return bool(uses_external_data(proto))
+
+
+def check(proto: onnx.TensorProto, base_dir: Path) -> None:
+    """Check that the data of an external tensor is there.
+
+    Raises:
+        InvalidModelError: the file is missing, too short, or lies outside of the model's folder.
+    """
+    try:
+        info: Any = ExternalDataInfo(proto)
+        needed = (info.offset or 0) + size_bytes(proto)
+    except ValueError as error:
+        raise InvalidModelError(f"the external data of tensor '{proto.name}': {error}") from error
+    subject = f"the external data file '{info.location}' of tensor '{proto.name}'"
+    location = Path(info.location)
+    if location.is_absolute() or ".." in location.parts:
+        raise InvalidModelError(f"{subject} does not lie beside the model")
+    path = base_dir / location
+    if not path.is_file():
+        raise InvalidModelError(f"{subject} is missing")
+    if path.stat().st_size < needed:
+        raise InvalidModelError(f"{subject} is too short")
+
+
+def size_bytes(proto: onnx.TensorProto) -> int:
+    """Bytes of the data of an external tensor, whose length need not be given."""
+    info: Any = ExternalDataInfo(proto)
+    if info.length is not None:
+        return int(info.length)
+    itemsize = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type).itemsize
+    return int(math.prod(proto.dims)) * itemsize
+
+
+def read(proto: onnx.TensorProto, base_dir: Path) -> bytes:
+    """The data of an external tensor."""
+    info: Any = ExternalDataInfo(proto)
+    with (base_dir / info.location).open("rb") as file:
+        file.seek(info.offset or 0)
+        data: bytes = file.read(size_bytes(proto))
+    return data
+
+
+def inline(proto: onnx.TensorProto, base_dir: Path) -> None:
+    """Put the data of an external tensor into the message itself."""
+    proto.raw_data = read(proto, base_dir)
+    proto.ClearField("data_location")
+    proto.ClearField("external_data")
+
+
+def array(proto: onnx.TensorProto, base_dir: Path) -> np.ndarray[Any, Any]:
+    """The values of a tensor, external or not; the message is left as it is."""
+    if is_external(proto):
+        copy = onnx.TensorProto()
+        copy.CopyFrom(proto)
+        inline(copy, base_dir)
+        proto = copy
+    return numpy_helper.to_array(proto)
