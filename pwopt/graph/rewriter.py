@@ -309,6 +309,14 @@ class Rewriter:
             self._undo.append(partial(_set_type, tensor, tensor.dtype, tensor.shape))
             _set_type(tensor, dtype, shape)
 
+    def import_domain(self, domain: str, version: int) -> None:
+        """Let the model use the operators of *domain*, in *version* unless it imports another."""
+        imports = self.model.header.opset_import
+        if any(entry.domain == domain for entry in imports):
+            return
+        imports.add(domain=domain, version=version)
+        self._undo.append(lambda: imports.__delitem__(-1))
+
     def drop_idle_initializers(self) -> int:
         """Forget initializers that nothing reads; return how many there were."""
         model = self.model
