@@ -268,15 +268,21 @@ class GraphBuilder:
         amounts = self.initializer(np.array(pads, np.int64), f"{name}.pads")
         return self.node("Pad", x, amounts, name=name, mode="constant")
 
-    def output(self, tensor: Tensor, name: str) -> None:
-        """Make *tensor* a graph output called *name*."""
+    def output(self, tensor: Tensor, name: str, shape: Sequence[Dim] | None = None) -> None:
+        """Make *tensor* a graph output called *name*.
+
+        *shape* replaces the inferred one where inference loses a dynamic dimension's name.
+        """
         if name in self._types:
             raise InvalidModelError(f"the name {name} is used twice")
         for node in self._graph.node:
             _rename(node.input, tensor.name, name)
             _rename(node.output, tensor.name, name)
-        self._declare(name, self._types[tensor.name])
-        self._graph.output.append(onnx.helper.make_value_info(name, self._types[name]))
+        elem_type = onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype)
+        sizes = tensor.shape if shape is None else shape
+        info = onnx.helper.make_tensor_value_info(name, elem_type, list(sizes))
+        self._graph.output.append(info)
+        self._declare(name, info.type)
 
     def finish(self) -> Model:
         """The model; the builder must not be used afterwards."""

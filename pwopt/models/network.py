@@ -92,8 +92,8 @@ class Network:
         return Value(tensor, np.concatenate([forward.image_like(self.rng, shape), noise]))
 
     def output(self, x: Value, name: str) -> None:
-        """Make *x* the model's output under *name*."""
-        self.graph.output(x.tensor, name)
+        """Make *x* the model's output under *name*; it has the input's batch dimension."""
+        self.graph.output(x.tensor, name, (self._input_shape[0], *x.tensor.shape[1:]))
 
     def finish(self) -> Model:
         """The finished model."""

@@ -60,6 +60,16 @@ def test_output_renames_the_value_for_its_readers_too() -> None:
     np.testing.assert_array_equal(y_value, [0, -2])
 
 
+def test_output_can_name_a_dimension_that_inference_loses() -> None:
+    builder = GraphBuilder("g")
+    x = builder.input("x", ("N", 1, 2, 2))
+    enlarged = builder.resize(x, 2, "nearest")
+    assert enlarged.shape[0] == ""
+    builder.output(enlarged, "y", ("N", *enlarged.shape[1:]))
+    (output,) = builder.finish().graph.output
+    assert [d.dim_param or d.dim_value for d in output.type.tensor_type.shape.dim] == ["N", 1, 4, 4]
+
+
 def test_a_name_is_given_once() -> None:
     builder = GraphBuilder("g")
     x = builder.input("x", (1,))
