@@ -45,7 +45,7 @@ from pwopt.target import Target
 from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.gate import analytic_review
-from pwopt.tuning.pipeline import Review, Ruling, Rulings
+from pwopt.tuning.pipeline import Review, Rulings
 from pwopt.tuning.search import Effort, Found, search, settle
 from pwopt.tuning.workbench import Progress, Workbench
 
@@ -169,6 +169,7 @@ class _Line:
         self.stages = _Stages()
         self.start = time.perf_counter()
         self.notes: list[str] = []
+        self.prepared = False
 
     def run(self) -> Report:
         with tempfile.TemporaryDirectory(prefix="pwopt-") as scratch:
@@ -198,11 +199,13 @@ class _Line:
         self.opset_before = model.opset
         if self.options.opset is not None:
             model = raise_opset(model, self.options.opset)
+            self.prepared = model.opset != self.opset_before
             self.notes.append(f"The opset was raised from {self.opset_before} to {model.opset}.")
         if self.options.keep_overridable_initializers:
             model.overridable = True
         elif model.listed:
             count = model.unlist_initializers()
+            self.prepared = True
             self.notes.append(
                 f"{count} initializers were listed among the inputs, which made them overridable;"
                 " they are treated as constants (--keep-overridable-initializers prevents this)."
@@ -258,6 +261,7 @@ class _Line:
             simplify=simplify,
             lower=lower,
             review=self._review(driver) if clockless else None,
+            prepared=self.prepared,
             seed=self.options.seed,
             max_bytes=self.options.max_size_growth * self.before.size_bytes,
             progress=self.progress,
@@ -290,18 +294,18 @@ class _Line:
     def _search(self, bench: Workbench) -> Found:
         rulings = Rulings(limit=self.options.rewrite_limit)
         if bench.reference is None:
-            return Found(None, None, "the original cannot be executed on this target")
+            return Found(None, rulings, None, "the original cannot be executed on this target")
         try:
             if self.options.effort is Effort.NONE:
                 return self._without_clock(bench, rulings)
             return search(bench, self.options.effort, rulings)
         except VerificationError as error:
             self.notes.append(f"{error}; the original is kept.")
-            return Found(None, None, "no rewritten model could be verified")
+            return Found(None, rulings, None, "no rewritten model could be verified")
 
     def _without_clock(self, bench: Workbench, rulings: Rulings) -> Found:
         build = settle(bench, bench.build(rulings))
-        return Found(build, None, build.stop.value)
+        return Found(build, build.rulings, None, build.stop.value)
 
     def _write(self, bench: Workbench, found: Found) -> _Final:
         """Build the winner once more, with the last word on every site, and save it."""
@@ -312,7 +316,7 @@ class _Line:
                 written or Written(self.source, file_sha256(self.source), self.before.size_bytes),
                 self.opset_before,
                 self.before,
-                tuple(_overruled(bench)),
+                tuple(_overruled(bench, found.rulings)),
                 None,
             )
         build = bench.build(found.build.rulings)
@@ -398,11 +402,11 @@ def _annotated(remark: Remark, rulings: Rulings) -> Remark:
     return replace(remark, facts={**remark.facts, **ruling.facts})
 
 
-def _overruled(bench: Workbench) -> Iterator[Remark]:
-    """The remarks of the canonicalised model, none of whose changes was written."""
-    build = bench.build(Rulings(default=Ruling(Verdict.HELD)))
-    for remark in build.remarks:
+def _overruled(bench: Workbench, rulings: Rulings) -> Iterator[Remark]:
+    """The remarks when the original is kept: nothing that could be applied was."""
+    for remark in bench.build(rulings).remarks:
+        final = _annotated(remark, rulings)
         if remark.kind is Kind.APPLIED:
-            yield replace(remark, kind=Kind.HELD, reason=Verdict.HELD.value)
-        else:
-            yield remark
+            slower = Verdict.REJECTED_SLOWER
+            final = replace(final, kind=slower.kind, reason=slower.value)
+        yield final

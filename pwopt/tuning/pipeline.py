@@ -91,7 +91,7 @@ def run_passes(
     driver: Driver,
     simplify: Sequence[AnyPass],
     lower: Sequence[AnyPass] = (),
-    rulings: Rulings = Rulings(),  # noqa: B008 - frozen
+    rulings: Rulings = Rulings(),
     review: Review | None = None,
 ) -> StopReason:
     """Canonicalise and simplify to a fixed point, lower once, and tidy up after lowering.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pwopt.graph import Written, save
+from pwopt.passes import Canonicalise
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import Comparison, Feeds, Reference, Session, Verification, compare, open_session
 from pwopt.target import Target
@@ -24,19 +25,30 @@ Progress = Callable[[str, float | None], None]
 
 @dataclass(frozen=True, eq=False)
 class Build:
-    """A model made by the passes under some rulings, saved to a scratch file."""
+    """A model made by the passes under some rulings, saved to a scratch file.
+
+    Attributes:
+        prepared: whether the model was changed before any pass ran (opset raised, initializers
+            taken off the input list), so that even without a rewrite it is not the original.
+    """
 
     rulings: Rulings
     written: Written
     remarks: tuple[Remark, ...]
     proposed: int
     stop: StopReason
+    prepared: bool = False
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether any pass, required ones included, changed anything."""
+        return self.prepared or any(r.kind is Kind.APPLIED for r in self.remarks)
 
     @property
     def applied(self) -> tuple[str, ...]:
         """Names of passes that changed something, without the required ones, in order."""
         names = [r.pass_name for r in self.remarks if r.kind is Kind.APPLIED]
-        return tuple(dict.fromkeys(names))
+        return tuple(n for n in dict.fromkeys(names) if n != Canonicalise.name)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class Workbench:
         simplify: Sequence[AnyPass],
         lower: Sequence[AnyPass],
         review: Review | None,
+        prepared: bool,
         seed: int,
         max_bytes: float,
         progress: Progress,
@@ -84,6 +97,7 @@ class Workbench:
         self._scratch = scratch
         self._seed = seed
         self._serial = 0
+        self._prepared = prepared
         self._sessions: dict[Path, Session] = {}
         self._verified: dict[str, Verification] = {}
 
@@ -94,7 +108,12 @@ class Workbench:
         self._serial += 1
         written = save(self.driver.model, self._scratch / f"{self._serial}.onnx")
         return Build(
-            rulings, written, tuple(self.driver.ledger.remarks()), self.driver.proposed, stop
+            rulings,
+            written,
+            tuple(self.driver.ledger.remarks()),
+            self.driver.proposed,
+            stop,
+            self._prepared,
         )
 
     def verify(self, build: Build) -> Verification | None:

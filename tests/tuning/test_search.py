@@ -39,8 +39,9 @@ class SyntheticBench:
         self.wrong = wrong
         self.canonical = canonical
         self.original = Path("original")
-        self.feeds = [{}]
+        self.feeds: list[dict[str, Any]] = [{}]
         self.builds = 0
+        self.prepared = True
 
     def progress(self, *_: object) -> None:
         pass
@@ -64,7 +65,14 @@ class SyntheticBench:
                 applied.append(f"{name}/{group}/{variant}")
         content = " ".join(applied)
         written = Written(Path(f"m {content}"), content, 0)
-        return Build(rulings, written, tuple(remarks), len(self.sites), StopReason.FIXED_POINT)
+        return Build(
+            rulings,
+            written,
+            tuple(remarks),
+            len(self.sites),
+            StopReason.FIXED_POINT,
+            self.prepared,
+        )
 
     def objection(self, build: Build) -> Ruling | None:
         bad = self.wrong & set(build.written.sha256.split())
@@ -191,7 +199,7 @@ def test_several_wrong_rewrites_are_all_found() -> None:
 
 def test_a_wrong_base_is_an_error_and_not_a_model() -> None:
     bench = SyntheticBench([], [], {})
-    bench.objection = lambda _: Ruling(Verdict.REJECTED_WRONG)  # type: ignore[method-assign]
+    bench.objection = lambda _: Ruling(Verdict.REJECTED_WRONG)  # type: ignore[method-assign, assignment]
     bench.sites = [("p", "g", ONE)]
     with pytest.raises(VerificationError, match="canonicalised model differs"):
         settle(cast("Workbench", bench), bench.build(Rulings()))
@@ -219,3 +227,26 @@ def test_gains_that_do_not_add_up_fall_back_to_the_canonicalised_model() -> None
     assert found.build is not None
     assert kept(found) == set()
     assert "did not add up" in found.reason
+
+
+def test_where_nothing_applies_nothing_is_timed() -> None:
+    bench = SyntheticBench([], [], {})
+    bench.prepared = False
+    found = run(bench)
+    assert found.build is None
+    assert found.comparison is None
+    assert "nothing to change" in found.reason
+
+
+def test_one_disturbed_confirmation_does_not_cost_a_good_model() -> None:
+    class Disturbed(SyntheticBench):
+        disturbances = 1
+
+        def compare(self, baseline: Path, candidate: Path, *a: object, **k: object) -> Comparison:
+            if baseline == self.original and self.disturbances:
+                self.disturbances -= 1
+                return super().compare(candidate, baseline)
+            return super().compare(baseline, candidate)
+
+    bench = Disturbed([("p", "g", ONE)], [], {"p/g/default": 0.9})
+    assert kept(run(bench)) == {"p/g/default"}
