@@ -225,8 +225,13 @@ class GraphBuilder:
     def resize(self, x: Tensor, scale: int, mode: str) -> Tensor:
         """Enlarge the two spatial axes of NCHW *x* by *scale*, ``nearest`` or ``linear``.
 
-        ``linear`` samples at pixel centres where the opset can say so (11 and up).
+        ``linear`` samples at pixel centres, which only opset 11 and up can say.
+
+        Raises:
+            InvalidModelError: ``linear`` before opset 11.
         """
+        if mode == "linear" and self.opset < 11:
+            raise InvalidModelError(f"opset {self.opset} cannot enlarge from pixel centres; use 11")
         op_type = "Resize" if self.opset >= 10 else "Upsample"
         name = self.name(op_type)
         scales = self.initializer(np.array([1, 1, scale, scale], np.float32), f"{name}.scales")

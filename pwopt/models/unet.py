@@ -72,6 +72,7 @@ RECIPES = (
             _PAPER,
             (1, 1, 256, 256),
             "padded convolutions; bilinear Resize and 1x1 convolution; two classes",
+            min_opset=11,
         ),
         partial(_construct, resize=True),
     ),

@@ -107,6 +107,13 @@ def test_slice_with_steps_needs_opset_10() -> None:
         builder.slice(x, [0], [0], [4], [2])
 
 
+def test_linear_resize_from_pixel_centres_needs_opset_11() -> None:
+    builder = GraphBuilder("g", opset=10)
+    x = builder.input("x", (1, 1, 2, 2))
+    with pytest.raises(InvalidModelError, match="opset 10 cannot enlarge from pixel centres"):
+        builder.resize(x, 2, "linear")
+
+
 @pytest.mark.parametrize("opset", OPSETS)
 def test_each_opset_has_its_own_spelling_of_the_same_function(opset: int) -> None:
     builder = GraphBuilder("g", opset=opset)
