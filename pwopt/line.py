@@ -21,9 +21,9 @@ from pwopt.graph import (
     concrete_dims,
     file_sha256,
     find_nan,
+    has_external_data,
     load,
     raise_opset,
-    save,
     save_copy,
     size_on_disk,
 )
@@ -197,6 +197,7 @@ class _Line:
             raise InvalidModelError(f"{self.source}: initializer '{broken}' holds NaN")
         self.before = self._totals(model, size_on_disk(self.source, model))
         self.opset_before = model.opset
+        self.has_external_data = has_external_data(model)
         if self.options.opset is not None:
             model = raise_opset(model, self.options.opset)
             self.prepared = model.opset != self.opset_before
@@ -311,7 +312,7 @@ class _Line:
         """Build the winner once more, with the last word on every site, and save it."""
         self.progress("writing", None)
         if found.build is None:
-            written = None if self.options.dry_run else save_copy(self.source, self.destination)
+            written = None if self.options.dry_run else self._publish(self.source)
             return _Final(
                 written or Written(self.source, file_sha256(self.source), self.before.size_bytes),
                 self.opset_before,
@@ -322,7 +323,7 @@ class _Line:
         build = bench.build(found.build.rulings)
         verification = bench.verify(build)
         model = bench.driver.model
-        written = build.written if self.options.dry_run else save(model, self.destination)
+        written = build.written if self.options.dry_run else self._publish(build.written.path)
         return _Final(
             written,
             model.opset,
@@ -330,6 +331,13 @@ class _Line:
             tuple(_annotated(r, build.rulings) for r in build.remarks),
             verification,
         )
+
+    def _publish(self, model: Path) -> Written:
+        """Put the winner in place: the very file that was verified and timed."""
+        beside = model.with_name(f"{model.name}.data").exists() or (
+            model == self.source and self.has_external_data
+        )
+        return save_copy(model, self.destination, beside=beside)
 
     def _totals(self, model: Model, size_bytes: int) -> Totals:
         cost = model_cost(model, self.target.input_shapes)

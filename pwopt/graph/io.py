@@ -27,6 +27,7 @@ __all__ = [
     "check",
     "file_sha256",
     "find_nan",
+    "has_external_data",
     "load",
     "parse",
     "raise_opset",
@@ -242,11 +243,16 @@ _NAN_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.
 # -- writing -------------------------------------------------------------------------------------
 
 
-def save(model: Model, path: Path) -> Written:
+def save(model: Model, path: Path, *, durable: bool = True) -> Written:
     """Write *model* to *path*: to a temporary file beside it first, which is then renamed.
 
     Initializers are written one by one, so memory does not grow with the size of the model. If
     the model had external data, or would exceed Protobuf's 2 GiB, weights go to ``<name>.data``.
+
+    Args:
+        model: what to write.
+        path: where to.
+        durable: wait until the data has reached the disk; scratch files need not.
 
     Raises:
         OutputError: the file cannot be written; nothing is left behind.
@@ -259,7 +265,7 @@ def save(model: Model, path: Path) -> Written:
         inline_bytes += proto.ByteSize() + 16
         beside = beside or external.is_external(proto)
     if beside or inline_bytes > _PROTOBUF_LIMIT:
-        return _save_external(model, head, path)
+        return _save_external(model, head, path, durable=durable)
     graph = head.graph.SerializePartialToString()
     head.ClearField("graph")
     rest = head.SerializePartialToString()
@@ -282,17 +288,17 @@ def save(model: Model, path: Path) -> Written:
             emit(_prefix(_GRAPH_INITIALIZER, len(data)))
             emit(data)
 
-    atomic_write(path, write)
+    atomic_write(path, write, durable=durable)
     return Written(path, digest.hexdigest(), path.stat().st_size)
 
 
-def _save_external(model: Model, head: onnx.ModelProto, path: Path) -> Written:
+def _save_external(model: Model, head: onnx.ModelProto, path: Path, *, durable: bool) -> Written:
     data_path = path.with_name(path.name + ".data")
     offset = 0
     stubs: list[onnx.TensorProto] = []
     # The model file is put in place while the data file is complete but not renamed yet: whatever
     # fails leaves a former pair of files as it was.
-    with _atomic(data_path) as data:
+    with _atomic(data_path, durable=durable) as data:
         for proto in model.dense_initializers():
             values = _raw_bytes(proto, model.base_dir)
             if values is None or len(values) < 1024:
@@ -325,19 +331,25 @@ def _save_external(model: Model, head: onnx.ModelProto, path: Path) -> Written:
         os.fsync(data.fileno())
         head.graph.initializer.extend(stubs)
         text = head.SerializeToString()
-        atomic_write(path, lambda file: file.write(text))
+        atomic_write(path, lambda file: file.write(text), durable=durable)
     return Written(path, hashlib.sha256(text).hexdigest(), len(text) + data_path.stat().st_size)
 
 
-def save_copy(source: Path, path: Path) -> Written:
+def save_copy(source: Path, path: Path, *, beside: bool | None = None) -> Written:
     """Copy a model file as it is; with external data it is read and written anew.
+
+    Args:
+        source: the model file.
+        path: where to.
+        beside: whether *source* has external data, where that is known already.
 
     Raises:
         OutputError: the copy cannot be written.
     """
-    model = load(source)
-    if any(external.is_external(proto) for proto in model.dense_initializers()):
-        return save(model, path)
+    if beside is None:
+        beside = has_external_data(load(source))
+    if beside:
+        return save(load(source), path)
     if not (path.exists() and path.samefile(source)):
 
         def copy(file: IO[bytes]) -> None:
@@ -346,6 +358,11 @@ def save_copy(source: Path, path: Path) -> Written:
 
         atomic_write(path, copy)
     return Written(path, file_sha256(path), path.stat().st_size)
+
+
+def has_external_data(model: Model) -> bool:
+    """Whether any weight of *model* lies in a file beside it."""
+    return any(external.is_external(proto) for proto in model.dense_initializers())
 
 
 def size_on_disk(path: Path, model: Model) -> int:
@@ -399,19 +416,19 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def atomic_write(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = True) -> None:
     """Let *write* fill a temporary file beside *path*, then rename it to *path*.
 
     Raises:
         OutputError: the folder or file cannot be written (permissions, no space); the temporary
             file is removed and an existing *path* is left as it was.
     """
-    with _atomic(path) as file:
+    with _atomic(path, durable=durable) as file:
         write(file)
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[IO[bytes]]:
+def _atomic(path: Path, *, durable: bool) -> Iterator[IO[bytes]]:
     try:
         handle = tempfile.NamedTemporaryFile(  # noqa: SIM115 - outlives this block until renamed
             dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
@@ -423,7 +440,8 @@ def _atomic(path: Path) -> Iterator[IO[bytes]]:
         with handle:
             yield handle
             handle.flush()
-            os.fsync(handle.fileno())
+            if durable:
+                os.fsync(handle.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:

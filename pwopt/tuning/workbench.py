@@ -98,16 +98,25 @@ class Workbench:
         self._seed = seed
         self._serial = 0
         self._prepared = prepared
+        self._latest: Build | None = None
         self._sessions: dict[Path, Session] = {}
         self._verified: dict[str, Verification] = {}
 
     def build(self, rulings: Rulings) -> Build:
-        """Run the passes under *rulings* on the loaded model and save the result."""
+        """Run the passes under *rulings* on the loaded model and save the result.
+
+        The driver's model is that of the latest build.
+        """
+        if self._latest is not None and self._latest.rulings == rulings:
+            return self._latest
         self.driver.restore(self._base)
         stop = run_passes(self.driver, self.simplify, self.lower, rulings, self.review)
         self._serial += 1
-        written = save(self.driver.model, self._scratch / f"{self._serial}.onnx")
-        return Build(
+        # A folder each, so that external data bears the same name and equal models are equal files.
+        folder = self._scratch / str(self._serial)
+        folder.mkdir()
+        written = save(self.driver.model, folder / "model.onnx", durable=False)
+        self._latest = Build(
             rulings,
             written,
             tuple(self.driver.ledger.remarks()),
@@ -115,6 +124,7 @@ class Workbench:
             stop,
             self._prepared,
         )
+        return self._latest
 
     def verify(self, build: Build) -> Verification | None:
         """Compare *build* with the original; ``None`` if the original cannot be executed."""
@@ -168,14 +178,6 @@ class Workbench:
             decide=decide,
             on_progress=lambda done, total: self.progress(label, done / max(total, 1)),
         )
-
-    def discard(self, build: Build) -> None:
-        """Delete the scratch file of a build that is no longer wanted."""
-        session = self._sessions.pop(build.written.path, None)
-        if session is not None:
-            session.close()
-        build.written.path.unlink(missing_ok=True)
-        build.written.path.with_name(build.written.path.name + ".data").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close all sessions."""
