@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -12,16 +10,8 @@ import numpy as np
 
 from pwopt.graph import Constant, Facts, Node, Rewriter, Tensor
 from pwopt.numerics.scalar_form import NoFormError, ScalarAlgebra
-from pwopt.passes._activations import (
-    GELU_CUBIC,
-    GELU_SLOPE,
-    Activation,
-    NearMiss,
-    Reader,
-    Region,
-    identify,
-    tolerance,
-)
+from pwopt.passes._activation_forms import write
+from pwopt.passes._activations import Activation, NearMiss, Reader, Region, identify, tolerance
 from pwopt.passes.contract import Match, Pass, Variant
 from pwopt.remark import Decline, Exactness, Fact
 
@@ -36,7 +26,6 @@ class RaiseActivationMatch(Match):
         activation: what it is.
         parameters: its parameters, in the order of their names.
         x: the tensor it is a function of.
-        opset: the standard operator set of the model.
         variant_names: the forms to write that the model's opset and element type have, fastest
             first.
     """
@@ -44,7 +33,6 @@ class RaiseActivationMatch(Match):
     activation: Activation
     parameters: tuple[float, ...]
     x: Tensor
-    opset: int
     variant_names: tuple[str, ...]
 
 
@@ -148,10 +136,9 @@ class RaiseActivation(Pass[RaiseActivationMatch]):
 
     def rewrite(self, match: RaiseActivationMatch, variant: Variant, rewriter: Rewriter) -> None:
         """See the class."""
-        output = match.root.outputs[0]
         for node in match.nodes:
             rewriter.remove(node)
-        _EMITTERS[variant.name](_Writer(match, rewriter, output))
+        write(variant.name, rewriter, match.root, match.x, match.parameters)
 
     # -- recognising ---------------------------------------------------------------------------
 
@@ -263,7 +250,6 @@ class RaiseActivation(Pass[RaiseActivationMatch]):
             activation,
             parameters,
             x,
-            facts.opset,
             names,
             facts={**named, "nodes": len(nodes)},
         )
@@ -370,117 +356,3 @@ def _has_double_precision(variant: str, facts: Facts) -> bool:
     if variant in (Activation.CLIP.value, "mish-by-exp"):
         return facts.has_op("Clip", since=12)
     return variant in ("relu", "sigmoid", "swish", "gelu-by-tanh", "mish")
-
-
-class _Writer:
-    """Adds nodes in the place of a match; the last one writes the match's output."""
-
-    def __init__(self, match: RaiseActivationMatch, rewriter: Rewriter, output: Tensor) -> None:
-        self.match = match
-        self.x = match.x
-        self.parameters = match.parameters
-        self.opset = match.opset
-        self.dtype: np.dtype[Any] = np.dtype(match.x.dtype)
-        self._rewriter = rewriter
-        self._output = output
-        self._constants: dict[float, Tensor] = {}
-
-    def constant(self, value: float) -> Tensor:
-        """A scalar of the element type of x."""
-        if value not in self._constants:
-            name = f"{self.match.root.name or self._output.name}/constant"
-            array = np.asarray(value, self.dtype)
-            self._constants[value] = self._rewriter.constant(name, array)
-        return self._constants[value]
-
-    def add(
-        self, op: str, *inputs: Tensor | float | None, last: bool = False, **attrs: float | str
-    ) -> Tensor:
-        """Add a node and return its output."""
-        tensors = [self.constant(i) if isinstance(i, float) else i for i in inputs]
-        output = self._output
-        if not last:
-            output = self._rewriter.variable(f"{self._output.name}/{op}", like=self.x)
-        self._rewriter.add(op, tensors, [output], attrs, near=self.match.root)
-        return output
-
-    def clip(self, value: Tensor, low: float, high: float, *, last: bool = False) -> Tensor:
-        """Add a Clip; an infinite bound is left out."""
-        bounds = {k: v for k, v in (("min", low), ("max", high)) if not math.isinf(v)}
-        if self.opset < 11:
-            return self.add("Clip", value, last=last, **bounds)
-        tensors = [bounds.get("min"), bounds.get("max")]
-        while tensors and tensors[-1] is None:
-            tensors.pop()
-        return self.add("Clip", value, *tensors, last=last)
-
-
-def _write_gate(writer: _Writer) -> None:
-    alpha, beta = writer.parameters
-    gate = writer.add("HardSigmoid", writer.x, alpha=alpha, beta=beta)
-    writer.add("Mul", writer.x, gate, last=True)
-
-
-def _write_hard_sigmoid(writer: _Writer) -> None:
-    alpha, beta = writer.parameters
-    writer.add("HardSigmoid", writer.x, last=True, alpha=alpha, beta=beta)
-
-
-def _scaled(writer: _Writer) -> Tensor:
-    (slope,) = writer.parameters
-    return writer.x if slope == 1.0 else writer.add("Mul", writer.x, slope)
-
-
-def _write_swish(writer: _Writer) -> None:
-    gate = writer.add("Sigmoid", _scaled(writer))
-    writer.add("Mul", writer.x, gate, last=True)
-
-
-def _write_gelu_by_erf(writer: _Writer) -> None:
-    scaled = writer.add("Div", writer.x, math.sqrt(2.0))
-    gate = writer.add("Add", writer.add("Erf", scaled), 1.0)
-    writer.add("Mul", writer.add("Mul", writer.x, gate), 0.5, last=True)
-
-
-def _write_gelu_by_tanh(writer: _Writer) -> None:
-    x = writer.x
-    square = writer.add("Mul", writer.add("Mul", x, GELU_CUBIC), x)
-    bend = writer.add("Add", square, 1.0)
-    inner = writer.add("Mul", writer.add("Mul", x, GELU_SLOPE), bend)
-    gate = writer.add("Add", writer.add("Tanh", inner), 1.0)
-    writer.add("Mul", writer.add("Mul", x, 0.5), gate, last=True)
-
-
-def _write_mish_by_exp(writer: _Writer) -> None:
-    # Past the cap 2 / n is below the last bit of 1, and n overflows neither here nor in float16.
-    cap = 5.0 if writer.dtype == np.float16 else 20.0
-    exp = writer.add("Exp", writer.clip(writer.x, -math.inf, cap))
-    n = writer.add("Mul", exp, writer.add("Add", exp, 2.0))
-    gate = writer.add("Div", n, writer.add("Add", n, 2.0))
-    writer.add("Mul", writer.x, gate, last=True)
-
-
-_Emitter = Callable[[_Writer], object]
-
-
-def _plain(op: str, **attrs: float | str) -> _Emitter:
-    return lambda writer: writer.add(op, writer.x, last=True, **attrs)
-
-
-_EMITTERS: dict[str, _Emitter] = {
-    "clip": lambda w: w.clip(w.x, *w.parameters, last=True),
-    "gated-hard-sigmoid": _write_gate,
-    "gelu": _plain("Gelu"),
-    "gelu-by-erf": _write_gelu_by_erf,
-    "gelu-by-tanh": _write_gelu_by_tanh,
-    "gelu-tanh": _plain("Gelu", approximate="tanh"),
-    "hard-sigmoid": _write_hard_sigmoid,
-    "hard-swish": _plain("HardSwish"),
-    "leaky-relu": lambda w: w.add("LeakyRelu", w.x, last=True, alpha=w.parameters[0]),
-    "mish": _plain("Mish"),
-    "mish-by-exp": _write_mish_by_exp,
-    "relu": _plain("Relu"),
-    "sigmoid": lambda w: w.add("Sigmoid", _scaled(w), last=True),
-    "softplus": _plain("Softplus"),
-    "swish": _write_swish,
-}
