@@ -15,19 +15,36 @@ from pwopt.remark import Decline
 
 __all__ = ["EXPLICIT"]
 
-_COMMUTATIVE = ("Add", "And", "Equal", "Max", "Min", "Mul", "Or", "Sum", "Xor")
+_COMMUTATIVE = ("Add", "And", "Equal", "Max", "Min", "Mul", "Or", "Xor")
 
 
 def _constants_last(node: Node, facts: Facts) -> Step | Decline | None:
     """``c + x`` into ``x + c``, which is what rewrites and runtimes look for."""
     inputs = list(node.inputs)
-    # Before opset 7 only the second operand is broadcast; a longer Sum would be rounded otherwise.
-    if facts.opset < 7 or (node.op == "Sum" and len(inputs) > 2):
+    # Before opset 7 only the second operand is broadcast.
+    if facts.opset < 7:
         return None
     ordered = sorted(inputs, key=facts.is_constant)
     if all(a is b for a, b in zip(inputs, ordered, strict=True)):
         return None
     return Step("put-constant-last", lambda rewriter: rewriter.set_inputs(node, ordered))
+
+
+def _sum(node: Node, facts: Facts) -> Step | None:
+    """A Sum of two into an Add, which is what runtimes fuse into a convolution.
+
+    A longer Sum stays: a chain of Adds may be rounded otherwise.
+    """
+    # Before opset 7 an Add does not broadcast of itself.
+    if facts.opset < 7 or len(node.inputs) != 2:
+        return None
+    inputs, output = list(node.inputs), node.outputs[0]
+
+    def apply(rewriter: Rewriter) -> None:
+        rewriter.remove(node)
+        rewriter.add("Add", inputs, [output], near=node)
+
+    return Step("sum-of-two-to-add", apply)
 
 
 # -- sliding windows -------------------------------------------------------------------------------
@@ -210,4 +227,5 @@ EXPLICIT: Mapping[str, Rule] = {
     "LpPool": _pool,
     "MaxPool": _pool,
     "Reshape": _reshape,
+    "Sum": _sum,
 }

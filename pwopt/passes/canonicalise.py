@@ -42,8 +42,8 @@ class Canonicalise(Pass[CanonicaliseMatch]):
         Tile by ones, Concat, Sum, Mean, Max and Min of one, Squeeze after Unsqueeze and the
         reverse, multiplication and division by 1, addition and subtraction of 0. Equal nodes on
         equal inputs into one. ``auto_pad`` into ``pads``; defaults of Conv and ConvTranspose into
-        attributes; constant operands of commutative operators to the last place. Nodes that nobody
-        reads are removed.
+        attributes; constant operands of commutative operators to the last place; a Sum of two into
+        an Add. Nodes that nobody reads are removed.
 
     Algebra:
         ``f(c)`` is a constant. ``x * 1 = x / 1 = x - 0 = x``, and ``x + 0 = x`` for integers and
