@@ -57,7 +57,10 @@ _TILES: Final = {Form.TWO: (4, 2), Form.ONE: (4, 6, 2)}
 """Outputs per tile and axis, the generally faster ones first."""
 
 _LARGEST_FILTERING: Final = 8
-"""Inputs of a tile per axis; beyond, errors are amplified too much for fp32."""
+"""Inputs of a tile per axis for which there are points."""
+
+_MOST_AMPLIFICATION: Final = 10.0
+"""The error may grow so much, as a typical value over all axes."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         the Conv has not two spatial axes, is pointwise, has strides, groups or dilations; weight
         or bias are computed or may be overridden; the type is not float32; height or width are
         not known, or pads follow from them; there are too few channels for the transforms to
-        pay; the kernel is too large for a tile that fp32 can bear; the opset is older than 8; the
-        options exclude all that applies.
+        pay; the kernel is too large for any tile whose errors fp32 can bear; the opset is older
+        than 8; the options exclude all that applies.
 
     Exactness:
         ROUNDING. The function is the same in real arithmetic; fp32 rounding errors grow by about
@@ -152,7 +155,6 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         UNSUPPORTED_DTYPE = "unsupported-dtype"
         UNKNOWN_SPATIAL_SIZE = "unknown-spatial-size"
         EMPTY_DIMENSION = "empty-dimension"
-        NEGATIVE_PADS = "negative-pads"
         OPSET_TOO_OLD = "opset-too-old"
         NO_SUCH_FORM = "no-such-form"
 
@@ -228,8 +230,6 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         if min(conv.cin, conv.cout) < self._FEWEST_CHANNELS:
             facts = {"cin": conv.cin, "cout": conv.cout, "needed": self._FEWEST_CHANNELS}
             return Decline(why.TOO_FEW_CHANNELS, facts)
-        if conv.pads is not None and min(conv.pads) < 0:
-            return Decline(why.NEGATIVE_PADS, {"pads": conv.pads})
         return None
 
     def _operands(self, conv: ConvFacts, facts: Facts) -> Decline | None:
@@ -258,7 +258,7 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
             for plan in candidates
             if self.form in (plan.form, Form.ANY)
             and self.tile in (plan.tile, 0)
-            and all(plan.tile + conv.kernel[a] - 1 <= _LARGEST_FILTERING for a in plan.axes)
+            and _amplification(plan, conv.kernel) <= _MOST_AMPLIFICATION
         )
 
 
@@ -508,6 +508,13 @@ def _member(kind: type[E], key: str, value: str) -> E:
         raise UsageError(
             f"lower-conv-winograd:{key} takes one of {allowed}, not '{value}'"
         ) from None
+
+
+def _amplification(plan: Plan, kernel: Sequence[int]) -> float:
+    """How much the error grows; infinite where there are no points."""
+    if any(plan.tile + kernel[a] - 1 > _LARGEST_FILTERING for a in plan.axes):
+        return math.inf
+    return math.prod(minimal_filtering(plan.tile, kernel[a]).amplification for a in plan.axes)
 
 
 def _output_size(conv: ConvFacts, facts: Facts) -> tuple[int, int] | None:
