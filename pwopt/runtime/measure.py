@@ -182,9 +182,9 @@ def compare_samplers(
     """Sample both in pairs; which goes first alternates, so that neither order nor drift counts.
 
     The pairs are looked at a few times on the way. It ends early once the interval is narrow
-    enough, or lies beside *decide*. Looking often finds differences where there are none, so an
-    early decision must also pass an exact sign test at a level that keeps all looks together
-    below 5%.
+    enough, or lies beside *decide*. Whoever looks often sees differences where there are none, so
+    the interval must be narrow at two looks in a row, and a decision must also pass an exact sign
+    test at a level that keeps all looks together below 5%.
 
     Args:
         baseline: samples the baseline.
@@ -204,6 +204,7 @@ def compare_samplers(
     """
     looks = _looks(min_pairs, max_pairs)
     times: list[tuple[float, float]] = []
+    narrow = False
     start = clock()
     while len(times) < max_pairs:
         times.append(_pair(baseline, candidate, baseline_first=len(times) % 2 == 0))
@@ -211,7 +212,12 @@ def compare_samplers(
             on_progress(len(times), max_pairs)
         if clock() - start > time_limit_s and len(times) >= min(min_pairs, _FEWEST_PAIRS):
             break
-        if len(times) in looks and _settled(_ratios(times), precision, decide, rng):
+        if len(times) not in looks:
+            continue
+        ratios = _ratios(times)
+        speedup, interval = _median_interval(ratios, rng)
+        was_narrow, narrow = narrow, _is_narrow(speedup, interval, precision)
+        if (narrow and was_narrow) or _is_decided(ratios, interval, decide):
             break
     ratios = _ratios(times)
     speedup, interval = _median_interval(ratios, rng)
@@ -278,6 +284,7 @@ def measure_sampler(
     """
     looks = _looks(min_runs, max_runs)
     times: list[float] = []
+    narrow = False
     start = clock()
     while len(times) < max_runs:
         times.append(sampler())
@@ -285,7 +292,10 @@ def measure_sampler(
             on_progress(len(times), max_runs)
         if clock() - start > time_limit_s and len(times) >= min(min_runs, _FEWEST_PAIRS):
             break
-        if len(times) in looks and _is_narrow(*_median_interval(times, rng), precision):
+        if len(times) not in looks:
+            continue
+        was_narrow, narrow = narrow, _is_narrow(*_median_interval(times, rng), precision)
+        if narrow and was_narrow:
             break
     return _latency(times, rng)
 
@@ -322,12 +332,9 @@ def _looks(fewest: int, most: int) -> frozenset[int]:
     return frozenset(look for look in looks if look < most)
 
 
-def _settled(
-    ratios: Sequence[float], precision: float, decide: float | None, rng: np.random.Generator
+def _is_decided(
+    ratios: Sequence[float], interval: tuple[float, float], decide: float | None
 ) -> bool:
-    median, interval = _median_interval(ratios, rng)
-    if _is_narrow(median, interval, precision):
-        return True
     return decide is not None and _excludes(interval, decide) and _sign_test(ratios, decide)
 
 

@@ -102,7 +102,7 @@ def test_the_ratio_is_baseline_over_candidate() -> None:
     assert result.ci95 == pytest.approx((2.0, 2.0))
     assert result.baseline.median_ms == pytest.approx(5.0)
     assert result.candidate.median_ms == pytest.approx(2.5)
-    assert result.baseline.runs == result.candidate.runs == result.pairs == 9
+    assert result.baseline.runs == result.candidate.runs == result.pairs == 12
     assert result.stable
 
 
@@ -138,7 +138,7 @@ def test_a_few_disturbed_samples_do_not_move_the_median() -> None:
 def test_it_ends_once_decided_or_precise() -> None:
     assert compared(Machine(noise=0.05), 10.0, decide=1.0, precision=0).pairs == 9
     assert compared(Machine(noise=0.05), 10.0, precision=0).pairs == 60
-    assert compared(Machine(noise=0.001), 5.0).pairs == 9
+    assert compared(Machine(noise=0.001), 5.0).pairs == 12
     undecided = compared(Machine(noise=0.05), 5.0, decide=1.0, precision=0)
     assert (undecided.pairs, undecided.stable) == (60, False)
 
@@ -165,7 +165,7 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 def test_progress_counts_pairs() -> None:
     seen: list[tuple[int, int]] = []
     compared(Machine(), 5.0, max_pairs=20, on_progress=lambda *at: seen.append(at))
-    assert seen == [(n, 20) for n in range(1, 10)]
+    assert seen == [(n, 20) for n in range(1, 13)]
 
 
 @pytest.mark.parametrize(("fewest", "most"), [(1, 5), (9, 8), (0, 0)])
@@ -178,7 +178,7 @@ def test_measuring_alone_stops_when_precise() -> None:
     rng = np.random.default_rng(0)
     quiet, noisy = Machine(noise=0.001), Machine(noise=0.2)
     latency = measure_sampler(quiet.sampler("A", 5.0), rng=rng, clock=quiet.clock)
-    assert latency.runs == 9
+    assert latency.runs == 12
     assert latency.ci95_ms[0] <= latency.median_ms <= latency.ci95_ms[1]
     assert latency.median_ms == pytest.approx(5.0, rel=0.01)
     assert measure_sampler(noisy.sampler("A", 5.0), rng=rng, clock=noisy.clock).runs == 60
