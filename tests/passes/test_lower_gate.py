@@ -161,7 +161,8 @@ def test_a_gate_behind_many_activations_is_not_followed() -> None:
 
 @st.composite
 def drafts(draw: st.DrawFn) -> Draft:
-    batch: int | str = draw(st.sampled_from([1, 2, "N"]))
+    batches: list[int | str] = [1, 2, "N"]
+    batch = draw(st.sampled_from(batches))
     size = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)).filter(lambda s: s != (1, 1)))
     return Draft(
         shape=(batch, 4, *size),
