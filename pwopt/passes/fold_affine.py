@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pwopt.graph import Facts, Node, Rewriter, Tensor
 from pwopt.numerics import channel_algebra
-from pwopt.passes.channel_affine import (
+from pwopt.passes._channel_affine import (
     Affine,
     Fold,
     Obstacle,
@@ -73,12 +73,13 @@ class FoldAffine(Pass[FoldAffineMatch]):
     Rewrites:
         ``Conv -> Mul`` (Add, Sub, Div; by a constant that is a scalar or varies along the channels
         only, as either operand, except ``c / x``) into ``Conv``; likewise behind ConvTranspose,
-        Gemm and MatMul (which becomes a Gemm where it needs a bias), and before them, into every
-        one of them if it feeds several. The operator before goes first. Between the two may stand
-        Relu, LeakyRelu, PRelu, MaxPool, GlobalMaxPool, AveragePool and GlobalAveragePool where
-        they commute: ``Conv -> Relu -> Mul`` by a positive constant becomes ``Conv -> Relu``.
-        Where no weights are near, two such operators in a row become one, if one can express both
-        (Mul and Div, Add and Sub; Mul then Add stay).
+        Gemm and MatMul (which becomes a Gemm where it needs a bias and has rank 2, and keeps the
+        Add of its bias elsewhere), and before them, into every one of them if it feeds several. The
+        operator before goes first. Between the two may stand Relu, LeakyRelu, PRelu, MaxPool,
+        GlobalMaxPool, AveragePool and GlobalAveragePool where they commute: ``Conv -> Relu -> Mul``
+        by a positive constant becomes ``Conv -> Relu``. Where no weights are near, two such
+        operators in a row become one, if one can express both (Mul and Div, Add and Sub; Mul then
+        Add stay).
 
     Algebra:
         Every root is a map ``s x + t``. Behind an operator:
@@ -102,7 +103,8 @@ class FoldAffine(Pass[FoldAffineMatch]):
 
     When it pays:
         By one operator and one pass over memory. ONNX Runtime folds a per-channel Mul or Add right
-        behind a Conv by itself when it loads a model, but no scalar.
+        behind a Conv by itself when it loads a model, but no scalar. Beware where an operator is
+        the end of a decomposed LayerNormalization or Gelu that the runtime would have fused.
     """
 
     class Why(StrEnum):

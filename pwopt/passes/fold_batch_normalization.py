@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pwopt.graph import Facts, Node, Rewriter, Tensor
 from pwopt.numerics import channel_algebra
-from pwopt.passes.channel_affine import (
+from pwopt.passes._channel_affine import (
     Affine,
     Fold,
     Obstacle,

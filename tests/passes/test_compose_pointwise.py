@@ -375,6 +375,13 @@ def strided_bottleneck_of_unknown_size() -> onnx.ModelProto:
     return d.finish(d.conv(d.conv("x", 4, 1, POINT), 1, 4, Geometry.plain(1, stride=3)))
 
 
+def padded_pointwise_of_unknown_size() -> onnx.ModelProto:
+    """The second one answers at up to nine positions for one of the first."""
+    d = draft((1, 4, "h", "w"))
+    hidden = d.conv("x", 4, 3, POINT, bias=False)
+    return d.finish(d.conv(hidden, 3, 4, Geometry.plain(1, pad=1)))
+
+
 def too_large_for_half() -> onnx.ModelProto:
     d = draft(dtype=np.float16)
     y = two_pointwise(d)
@@ -410,6 +417,7 @@ DECLINES: list[tuple[Why, Callable[[], onnx.ModelProto]]] = [
     (Why.MORE_MACS, separable),
     (Why.MORE_MACS, more_macs_for_any_size),
     (Why.SIZE_UNKNOWN, strided_bottleneck_of_unknown_size),
+    (Why.SIZE_UNKNOWN, padded_pointwise_of_unknown_size),
     (Why.OUT_OF_RANGE, too_large_for_half),
 ]
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -101,11 +101,18 @@ class Affine:
 
 @dataclass(frozen=True, eq=False)
 class Absorption:
-    """New parameters for a linear node; ``None`` leaves the old ones."""
+    """New parameters for a linear node; ``None`` leaves the old ones.
+
+    Attributes:
+        node: the linear node.
+        weight, bias: its new weight and bias.
+        adder: the Add that holds the bias of a MatMul, if there is one.
+    """
 
     node: Node
     weight: Array | None
     bias: Array | None
+    adder: Node | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +146,7 @@ def fold_backward(facts: Facts, tensor: Tensor, affine: Affine) -> Fold | Obstac
     obstacle: Obstacle | None = None
     while True:
         producer = facts.producer(tensor)
-        operator = _linear(facts, producer)
+        operator = _linear(facts, producer) or _biased_matmul(facts, producer)
         if producer is None or (operator is None and not _may_cross(facts, producer)):
             return Obstacle.NO_LINEAR_NEIGHBOUR
         # What is in the way matters only if a linear operator stands behind it.
@@ -258,9 +265,14 @@ def _averages_padding(facts: Facts, node: Node) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Linear(ABC):
-    """A linear operator; data is its input 0, weights its input 1, a bias its input 2."""
+    """A linear operator; data is its input 0, weights its input 1, a bias its input 2.
+
+    Attributes:
+        adder: for a MatMul, the Add that stands in for its bias.
+    """
 
     node: Node
+    adder: Node | None = field(default=None, kw_only=True)
 
     def absorb_behind(self, facts: Facts, affine: Affine) -> Absorption | Obstacle:
         """Parameters with which the node does what *affine* after it did."""
@@ -312,10 +324,10 @@ class _Linear(ABC):
             new_bias = channel_algebra.cast(bias, dtype, may_vanish=True)
             if new_bias is None:
                 return Obstacle.OUT_OF_RANGE
-        return Absorption(self.node, new_weight, new_bias)
+        return Absorption(self.node, new_weight, new_bias, self.adder)
 
     def _has_bias(self, facts: Facts) -> bool:
-        return facts.input(self.node, 2) is not None
+        return facts.input(self.node, 2) is not None or self.adder is not None
 
     @abstractmethod
     def _axis(self, affine: Affine) -> int:
@@ -397,9 +409,11 @@ class _Matrix(_Linear):
 
     def _bias(self, facts: Facts) -> Float64 | Obstacle:
         size = self.shape[1]
-        if self.node.op == "MatMul" and facts.rank(self.node.inputs[0]) != 2:
-            return Obstacle.NO_BIAS_INPUT
         tensor = facts.input(self.node, 2)
+        if self.adder is not None:
+            tensor = next(t for t in self.adder.inputs if t is not self.node.outputs[0])
+        elif self.node.op == "MatMul" and facts.rank(self.node.inputs[0]) != 2:
+            return Obstacle.NO_BIAS_INPUT
         if tensor is None:
             return np.zeros(size)
         bias = facts.constant(tensor)
@@ -421,6 +435,21 @@ class _Matrix(_Linear):
         apply = channel_algebra.scale_outputs if behind else channel_algebra.scale_inputs
         scaled = apply(rows, scale)
         return scaled if self.is_stored_transposed else scaled.T
+
+
+def _biased_matmul(facts: Facts, node: Node | None) -> _Linear | None:
+    """The MatMul whose bias the Add *node* is."""
+    if node is None or not facts.is_op(node, "Add"):
+        return None
+    for product, bias in (node.inputs, reversed(node.inputs)):
+        producer = facts.producer(product)
+        rank = facts.rank(product)
+        if not facts.is_op(producer, "MatMul") or not facts.is_private(product) or rank is None:
+            continue
+        operator = _linear(facts, producer)
+        if operator is not None and facts.is_constant(bias) and len(bias.shape) <= rank:
+            return replace(operator, adder=node)
+    return None
 
 
 def _linear(facts: Facts, node: Node | None) -> _Linear | None:
@@ -451,9 +480,10 @@ def _linear(facts: Facts, node: Node | None) -> _Linear | None:
 def apply_fold(rewriter: Rewriter, node: Node, data: Tensor, fold: Fold, *, backward: bool) -> None:
     """Write *fold* and remove *node*, the affine operator, which reads *data*."""
     target = node.outputs[0]
-    last = fold.crossed[0] if fold.crossed else fold.absorptions[0].node
     if backward:
         # The operator before takes over the name that others know the result by.
+        source = fold.absorptions[0]
+        last = fold.crossed[0] if fold.crossed else source.adder or source.node
         rewriter.remove(node)
         rewriter.set_output(last, 0, target)
         _revisit_downstream(rewriter, target)
@@ -469,6 +499,11 @@ def _write(rewriter: Rewriter, absorption: Absorption) -> None:
     if weight is not None:
         rewriter.set_weight(node, 1, weight)
     if bias is None:
+        return
+    if absorption.adder is not None:
+        rewriter.set_inputs(
+            absorption.adder, [node.outputs[0], rewriter.constant(f"{node.name}/bias", bias)]
+        )
         return
     if node.op != "MatMul":
         rewriter.set_weight(node, 2, bias)
