@@ -655,11 +655,14 @@ def test_every_reason_is_tested() -> None:
 def blocks(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
     """A convolution with a large kernel, and branches that fit into its window, in any tree."""
     rank = draw(st.integers(1, 3))
+    opset = draw(st.sampled_from(OPSETS))
+    # Before opset 14 ONNX's reference implementation normalises as if it trained.
+    double = rank == 2 and opset >= 14
     d = Draft(
         np.random.default_rng(draw(st.integers(0, 2**32 - 1))),
         (),
-        draw(st.sampled_from(DTYPES if rank == 2 else DTYPES[:2])),
-        draw(st.sampled_from(OPSETS)),
+        draw(st.sampled_from(DTYPES if double else DTYPES[:2])),
+        opset,
     )
     group, more = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     cin = cout = group * more * draw(st.integers(1, 2))
