@@ -7,6 +7,7 @@ error, 2 wrong usage, 3 a check that was asked for says no.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -554,7 +555,17 @@ def _emit(renderable: RenderableType) -> None:
 
 
 def _emit_json(value: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    click.echo(text)
+
+
+def _finite(value: Any) -> Any:
+    """*value* with ``None`` for infinities and NaNs, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _emit_report(report: Report, paths: tuple[Path, ...], *, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from pwopt.graph import (
     file_sha256,
     find_nan,
     has_external_data,
+    has_float16,
     load,
     raise_opset,
     save_copy,
@@ -215,14 +216,8 @@ class _Line:
 
     def _reference(self, model: Model) -> tuple[list[Feeds], Reference | None]:
         self.progress("running the original", None)
-        target = reference_target(self.target)
-        session = open_session(self.source, target, optimized=False)
-        rng = np.random.default_rng(self.options.seed)
         try:
-            if self.options.inputs is not None:
-                feeds = load_inputs(self.options.inputs, session.interface)
-            else:
-                feeds = make_inputs(session.interface.inputs, self.target, rng)
+            feeds = self._feeds()
             depth = sum(len(model.by_op.get(op, {})) for op in ("Conv", "Gemm", "MatMul"))
             reference = Reference.of(
                 self.source,
@@ -230,6 +225,7 @@ class _Line:
                 feeds,
                 depth=max(depth, 1),
                 max_error=self.options.max_error,
+                precision="float16" if has_float16(model) else None,
             )
         except UntestableError as error:
             self.notes.append(
@@ -237,9 +233,15 @@ class _Line:
                 " (give real inputs with --calibration FILE.npz)."
             )
             return [], None
-        finally:
-            session.close()
         return feeds, reference
+
+    def _feeds(self) -> list[Feeds]:
+        with open_session(self.source, reference_target(self.target), optimized=False) as session:
+            interface = session.interface
+        if self.options.inputs is not None:
+            return load_inputs(self.options.inputs, interface)
+        rng = np.random.default_rng(self.options.seed)
+        return make_inputs(interface.inputs, self.target, rng)
 
     def _workbench(
         self,

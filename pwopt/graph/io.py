@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -28,6 +29,7 @@ __all__ = [
     "file_sha256",
     "find_nan",
     "has_external_data",
+    "has_float16",
     "load",
     "parse",
     "raise_opset",
@@ -86,15 +88,15 @@ def parse(proto: onnx.ModelProto, base_dir: Path | None = None) -> Model:
         raise InvalidModelError("not an ONNX model: it holds no graph")
     if not proto.graph.node and not proto.graph.output:
         raise InvalidModelError("not an ONNX model: its graph is empty")
-    check(proto)
     try:
+        check(proto)
         model = Model(proto, base_dir)
-    except InvalidModelError:
-        raise
-    except Exception as error:  # graphsurgeon raises its own, partly undocumented, kinds
+        model.sorted_nodes()
+        _check_external_files(model)
+    except InvalidModelError as error:  # a damaged name may hold line breaks
+        raise InvalidModelError(one_line(error)) from error
+    except Exception as error:  # onnx and graphsurgeon raise anything on damaged messages
         raise InvalidModelError(f"the graph cannot be represented: {one_line(error)}") from error
-    model.sorted_nodes()
-    _check_external_files(model)
     return model
 
 
@@ -114,8 +116,25 @@ def check(proto: onnx.ModelProto) -> None:
                 f"opset {entry.version} is not supported (supported: 1 to {newest});"
                 " re-export the model with an older opset or install a newer onnx"
             )
+    _check_names(proto.graph)
     _check_dataflow(proto.graph)
     _check_nodes(proto)
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Protobuf hands out what is no UTF-8 as bytes, which nothing else here expects."""
+    names = chain(
+        chain.from_iterable((n.name, n.op_type, n.domain, *n.input, *n.output) for n in graph.node),
+        (a.name for n in graph.node for a in n.attribute),
+        (t.name for t in graph.initializer),
+        chain.from_iterable(
+            (v.name, *(d.dim_param for d in v.type.tensor_type.shape.dim))
+            for v in chain(graph.input, graph.output, graph.value_info)
+        ),
+    )
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidModelError(f"the name {name!r} is not text")
 
 
 def _check_dataflow(graph: onnx.GraphProto) -> None:
@@ -312,20 +331,7 @@ def _save_external(model: Model, head: onnx.ModelProto, path: Path, *, durable: 
             data.write(b"\0" * padding)
             offset += padding
             data.write(values)
-            stub = onnx.TensorProto(
-                name=proto.name,
-                data_type=proto.data_type,
-                dims=proto.dims,
-                doc_string=proto.doc_string,
-                data_location=onnx.TensorProto.EXTERNAL,
-            )
-            for key, value in (
-                ("location", data_path.name),
-                ("offset", str(offset)),
-                ("length", str(len(values))),
-            ):
-                stub.external_data.add(key=key, value=value)
-            stubs.append(stub)
+            stubs.append(external.stub(proto, data_path.name, offset, len(values)))
             offset += len(values)
         data.flush()
         os.fsync(data.fileno())
@@ -363,6 +369,11 @@ def save_copy(source: Path, path: Path, *, beside: bool | None = None) -> Writte
 def has_external_data(model: Model) -> bool:
     """Whether any weight of *model* lies in a file beside it."""
     return any(external.is_external(proto) for proto in model.dense_initializers())
+
+
+def has_float16(model: Model) -> bool:
+    """Whether any weight of *model* has half precision, whatever its interface says."""
+    return any(p.data_type == onnx.TensorProto.FLOAT16 for p in model.dense_initializers())
 
 
 def size_on_disk(path: Path, model: Model) -> int:

@@ -11,9 +11,14 @@ from pwopt.passes.contract import Match, Pass, Variant
 from pwopt.passes.eliminate_transpose import EliminateTranspose
 from pwopt.passes.fold_affine import FoldAffine
 from pwopt.passes.fold_batch_normalization import FoldBatchNormalization
+from pwopt.passes.fuse_pointwise_activation import FusePointwiseActivation
+from pwopt.passes.lower_activation import LowerActivation
+from pwopt.passes.lower_conv_winograd import LowerConvWinograd
+from pwopt.passes.lower_gate import LowerGate
 from pwopt.passes.lower_pointwise_conv import LowerPointwiseConv
 from pwopt.passes.lower_prelu import LowerPrelu
 from pwopt.passes.raise_activation import RaiseActivation
+from pwopt.passes.reparameterize import Reparameterize
 
 __all__ = [
     "ALL",
@@ -24,11 +29,16 @@ __all__ = [
     "EliminateTranspose",
     "FoldAffine",
     "FoldBatchNormalization",
+    "FusePointwiseActivation",
+    "LowerActivation",
+    "LowerConvWinograd",
+    "LowerGate",
     "LowerPointwiseConv",
     "LowerPrelu",
     "Match",
     "Pass",
     "RaiseActivation",
+    "Reparameterize",
     "Variant",
     "find",
     "parse_spec",
@@ -39,11 +49,19 @@ SIMPLIFY: tuple[Pass[Any], ...] = (
     RaiseActivation(),
     FoldBatchNormalization(),
     FoldAffine(),
+    Reparameterize(),
     ComposePointwise(),
 )
 """Passes whose result is smaller or simpler; run in rounds until none has anything to do."""
 
-LOWER: tuple[Pass[Any], ...] = (LowerPrelu(), LowerPointwiseConv())
+LOWER: tuple[Pass[Any], ...] = (
+    LowerPrelu(),
+    LowerActivation(),
+    LowerGate(),
+    LowerConvWinograd(),
+    LowerPointwiseConv(),
+    FusePointwiseActivation(),
+)
 """Passes that put other operators in place; run once, after the simplifying ones."""
 
 ALL: tuple[Pass[Any], ...] = (Canonicalise(), *SIMPLIFY, *LOWER)
