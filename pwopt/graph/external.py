@@ -17,7 +17,22 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from pwopt.errors import InvalidModelError
 
-__all__ = ["array", "check", "inline", "is_external", "read", "size_bytes"]
+__all__ = ["array", "check", "inline", "is_external", "read", "size_bytes", "stub"]
+
+_DATA_FIELDS = frozenset(
+    {
+        "data_location",
+        "double_data",
+        "external_data",
+        "float_data",
+        "int32_data",
+        "int64_data",
+        "raw_data",
+        "segment",
+        "string_data",
+        "uint64_data",
+    }
+)
 
 
 def is_external(proto: onnx.TensorProto) -> bool:
@@ -70,6 +85,22 @@ def inline(proto: onnx.TensorProto, base_dir: Path) -> None:
     proto.raw_data = read(proto, base_dir)
     proto.ClearField("data_location")
     proto.ClearField("external_data")
+
+
+def stub(proto: onnx.TensorProto, location: str, offset: int, length: int) -> onnx.TensorProto:
+    """*proto* with its data in file *location*, at *offset* for *length* bytes."""
+    copy = onnx.TensorProto()
+    for descriptor, value in proto.ListFields():
+        if descriptor.name in _DATA_FIELDS:
+            continue
+        if hasattr(value, "extend"):
+            getattr(copy, descriptor.name).extend(value)
+        else:
+            setattr(copy, descriptor.name, value)
+    copy.data_location = onnx.TensorProto.EXTERNAL
+    for key, text in (("location", location), ("offset", offset), ("length", length)):
+        copy.external_data.add(key=key, value=str(text))
+    return copy
 
 
 def array(proto: onnx.TensorProto, base_dir: Path) -> np.ndarray[Any, Any]:

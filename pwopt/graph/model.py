@@ -54,6 +54,9 @@ _SMALL_ELEMENTS = 1024
 """Constants up to this many elements may be shapes or indices, which shape inference reads."""
 
 
+_LONG_VECTOR = 1 << 20
+
+
 def op_name(node: Node) -> str:
     """The operator's name, prefixed by its domain unless that is the ONNX standard one."""
     return node.op if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op}"
@@ -103,7 +106,8 @@ class Model:
             base_dir: the folder that external data is relative to.
 
         """
-        G_LOGGER.severity = G_LOGGER.CRITICAL
+        # It would print to standard output what it also raises.
+        G_LOGGER.severity = G_LOGGER.CRITICAL + 1
         self._proto = proto
         self.base_dir = base_dir or Path()
         self.opset = standard_opset(proto)
@@ -300,8 +304,10 @@ class Model:
         skeleton = self.skeleton()
         put_stand_ins(skeleton)
         try:
-            inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+            inferred = onnx.shape_inference.infer_shapes(
+                skeleton, check_type=True, data_prop=not _has_long_vector(skeleton)
+            )
+        except Exception as error:  # onnx raises many kinds on messages that contradict themselves
             raise InvalidModelError(f"shape inference failed: {one_line(error)}") from error
         infos = {v.name: v for v in inferred.graph.value_info}
         infos.update({v.name: v for v in inferred.graph.output})
@@ -488,6 +494,18 @@ def one_line(error: BaseException) -> str:
     """The message of *error* in one line, without the checker's context dump."""
     text = str(error).split("==> Context")[0]
     return " ".join(text.split()) or type(error).__name__
+
+
+def _has_long_vector(skeleton: onnx.ModelProto) -> bool:
+    """Whether an input has one dimension and millions of elements.
+
+    ONNX's data propagation takes every vector for a shape and spends some 200 bytes per element.
+    """
+    for value in skeleton.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) == 1 and dims[0].dim_value > _LONG_VECTOR:
+            return True
+    return False
 
 
 def standard_opset(proto: onnx.ModelProto) -> int:
