@@ -256,7 +256,7 @@ class Model:
                 yield tensor
 
     def _read_tensors(self) -> Iterator[Tensor]:
-        for node in self.nodes.values():
+        for node in sorted(self.nodes.values(), key=self.position):
             yield from self.reads(node)
         yield from self.outputs
 
