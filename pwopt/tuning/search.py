@@ -43,8 +43,8 @@ class _Budget:
 
 
 _BUDGETS = {
-    Effort.QUICK: _Budget(60.0, Precision(7, 31, 4.0), Precision(15, 81, 10.0)),
-    Effort.FULL: _Budget(1200.0, Precision(11, 61, 12.0), Precision(21, 121, 30.0)),
+    Effort.QUICK: _Budget(60.0, Precision(7, 201, 3.0), Precision(15, 301, 8.0)),
+    Effort.FULL: _Budget(1200.0, Precision(11, 301, 12.0), Precision(21, 501, 30.0)),
 }
 
 

@@ -19,6 +19,9 @@ from pwopt.tuning.pipeline import Review, Ruling, Rulings, StopReason, run_passe
 
 __all__ = ["Build", "Precision", "Workbench"]
 
+_HALF_WIDTH = 0.005
+"""Timing ends when the interval of the ratio is this narrow, on either side."""
+
 Progress = Callable[[str, float | None], None]
 """Told what is going on and, where known, how much of it is done (0 to 1)."""
 
@@ -174,6 +177,7 @@ class Workbench:
             min_pairs=precision.min_pairs,
             max_pairs=precision.max_pairs,
             time_limit_s=precision.seconds,
+            precision=_HALF_WIDTH,
             rng=np.random.default_rng(self._seed),
             decide=decide,
             on_progress=lambda done, total: self.progress(label, done / max(total, 1)),
