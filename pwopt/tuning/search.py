@@ -185,30 +185,60 @@ class _Search:
 
     def _lower(self, best: Build, name: str) -> Build:
         """Try each form of a lowering pass on all its sites, then on groups of equal sites."""
-        variants = _variants(best, name)
         groups = _groups(best, name, Kind.HELD)
         if not groups or self.rulings.limit is not None:
             return best
-        tried: list[tuple[Comparison, str, Build]] = []
-        for variant in variants:
-            if not self._time_left():
-                break
-            trial = self._build(_with_pass(self.rulings, name, Ruling(variant=variant)))
-            tried.append((self._compare(best, trial, f"{name} as {variant}"), variant, trial))
-        if not tried:
+        ranked = self._rank_variants(best, name)
+        if not ranked:
             return best
-        comparison, variant, trial = max(tried, key=lambda t: t[0].speedup)
+        comparison, variant, trial = ranked[0]
         self._rule_pass(name, _ruling(comparison, variant))
         if _is_gain(comparison):
-            return trial
-        for group in groups if len(groups) > 1 else ():
+            best = trial
+        if len(groups) == 1:
+            return best
+        for group in groups:
+            best = self._settle_group(best, group, [v for _, v, _ in ranked[:2]])
+        return best
+
+    def _rank_variants(self, best: Build, name: str) -> list[tuple[Comparison, str, Build]]:
+        """The forms of a pass on all its sites, fastest first.
+
+        Passes list forms in order of general preference; without thoroughness, two in a row that
+        are behind the leader end the list.
+        """
+        tried: list[tuple[Comparison, str, Build]] = []
+        behind = 0
+        for variant in _variants(best, name):
+            if not self._time_left() or (behind == 2 and not self.thorough):
+                break
+            trial = self._build(_with_pass(self.rulings, name, Ruling(variant=variant)))
+            comparison = self._compare(best, trial, f"{name} as {variant}")
+            leader = max((c.speedup for c, _, _ in tried), default=0.0)
+            behind = behind + 1 if comparison.speedup < leader else 0
+            tried.append((comparison, variant, trial))
+        return sorted(tried, key=lambda t: -t[0].speedup)
+
+    def _settle_group(self, best: Build, group: tuple[str, str], variants: list[str]) -> Build:
+        """One group of equal sites by itself: every other choice against the current one."""
+        name = group[0]
+        current = self.rulings.find(0, *group)
+        choices: list[Ruling] = [Ruling(variant=v) for v in variants]
+        if current.verdict is Verdict.KEPT:
+            choices = [c for c in choices if c.variant != current.variant]
+            choices.append(Ruling(Verdict.REJECTED_SLOWER))
+        for choice in choices:
             if not self._time_left():
                 break
-            trial = self._build(_with_group(self.rulings, group, Ruling(variant=variant)))
-            comparison = self._compare(best, trial, f"{name} as {variant}, group by group")
-            self.rulings = _with_group(self.rulings, group, _ruling(comparison, variant))
+            trial = self._build(_with_group(self.rulings, group, choice))
+            comparison = self._compare(best, trial, f"{name}, group by group")
             if _is_gain(comparison):
                 best = trial
+                facts = _facts(comparison, inverse=choice.verdict is not Verdict.KEPT)
+                self.rulings = _with_group(self.rulings, group, replace(choice, facts=facts))
+            elif current.verdict is not Verdict.KEPT and choice is choices[0]:
+                ruling = _ruling(comparison, choice.variant)
+                self.rulings = _with_group(self.rulings, group, ruling)
         return best
 
     def _confirm(self, base: Build, best: Build) -> Found:
@@ -278,12 +308,19 @@ def _is_loss(comparison: Comparison) -> bool:
 
 def _ruling(comparison: Comparison, variant: str | None = None) -> Ruling:
     verdict = Verdict.KEPT if _is_gain(comparison) else Verdict.REJECTED_SLOWER
-    facts: dict[str, Fact] = {
-        "speedup": round(comparison.speedup, 4),
-        "ci95": [round(bound, 4) for bound in comparison.ci95],
+    return Ruling(verdict, variant, _facts(comparison))
+
+
+def _facts(comparison: Comparison, *, inverse: bool = False) -> dict[str, Fact]:
+    """What a rewrite gains; *inverse* if the candidate of the comparison is the one without it."""
+    speedup, (low, high) = comparison.speedup, comparison.ci95
+    if inverse:
+        speedup, low, high = 1 / speedup, 1 / high, 1 / low
+    return {
+        "speedup": round(speedup, 4),
+        "ci95": [round(low, 4), round(high, 4)],
         "pairs": comparison.pairs,
     }
-    return Ruling(verdict, variant, facts)
 
 
 def _with_pass(rulings: Rulings, name: str, ruling: Ruling) -> Rulings:
