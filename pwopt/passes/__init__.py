@@ -18,6 +18,7 @@ from pwopt.passes.lower_gate import LowerGate
 from pwopt.passes.lower_pointwise_conv import LowerPointwiseConv
 from pwopt.passes.lower_prelu import LowerPrelu
 from pwopt.passes.raise_activation import RaiseActivation
+from pwopt.passes.raise_pointwise_matmul import RaisePointwiseMatmul
 from pwopt.passes.reparameterize import Reparameterize
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Match",
     "Pass",
     "RaiseActivation",
+    "RaisePointwiseMatmul",
     "Reparameterize",
     "Variant",
     "find",
@@ -46,6 +48,7 @@ __all__ = [
 
 SIMPLIFY: tuple[Pass[Any], ...] = (
     EliminateTranspose(),
+    RaisePointwiseMatmul(),
     RaiseActivation(),
     FoldBatchNormalization(),
     FoldAffine(),
