@@ -56,8 +56,9 @@ _FUSABLE_ACTIVATIONS: Final = (
 _TILES: Final = {Form.TWO: (4, 2), Form.ONE: (4, 6, 2)}
 """Outputs per tile and axis, the generally faster ones first."""
 
-_LARGEST_FILTERING: Final = 8
-"""Inputs of a tile per axis for which there are points."""
+_FILTERINGS: Final = range(6, 9)
+"""Inputs of a tile along the longer axis of the kernel: fewer save too little, F(2,3) never wins;
+for more there are no points that fp32 can bear."""
 
 _MOST_AMPLIFICATION: Final = 10.0
 """The error may grow so much, as a typical value over all axes."""
@@ -133,8 +134,8 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
     When it pays:
         On CPUs, where ONNX Runtime convolves directly, from 64 channels on: the more channels,
         the more. Along two axes the transformed weights take 4 times the memory of the original
-        ones, which counts where images are small: below some 14x14 pixels one axis, or tiles of
-        2, are better.
+        ones, which counts where images are small: below some 14x14 pixels one axis is better, as it
+        is for few channels and large images, where the transforms outweigh the multiplications.
     """
 
     form: Form | str = Form.ANY
@@ -511,8 +512,8 @@ def _member(kind: type[E], key: str, value: str) -> E:
 
 
 def _amplification(plan: Plan, kernel: Sequence[int]) -> float:
-    """How much the error grows; infinite where there are no points."""
-    if any(plan.tile + kernel[a] - 1 > _LARGEST_FILTERING for a in plan.axes):
+    """How much the error grows; infinite where the tile is not used."""
+    if max(plan.tile + kernel[a] - 1 for a in plan.axes) not in _FILTERINGS:
         return math.inf
     return math.prod(minimal_filtering(plan.tile, kernel[a]).amplification for a in plan.axes)
 

@@ -1,0 +1,243 @@
+"""The variants of lower-conv-winograd against the runtime's own convolution, shape by shape.
+
+Every figure comes from a window of two convolutions, each with its Relu, so that layout changes
+at the edges count about as they do inside a network. Speedups are median ratios of paired runs.
+The split into input transform, multiplication and output transform comes from a profile; beside it
+stands the time that the multiplications alone would take at the rate of a large pointwise
+convolution on the same machine, measured first.
+
+    python -m benchmarks.winograd --threads 1
+    python -m benchmarks.winograd --shapes 64x56,512x7 --batch 4
+    python -m benchmarks.winograd --loading
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from pwopt.graph import load, save
+from pwopt.passes.lower_conv_winograd import LowerConvWinograd
+from pwopt.runtime import Profile, compare, open_session, profile
+from pwopt.target import Target
+from pwopt.tuning.driver import Driver
+
+SHAPES = "64x56,128x28,256x14,512x7,64x112,128x56,256x28,512x14,128x112,256x56,512x28,64x224"
+VARIANTS = "2d-f4,1d-f4,1d-f6"
+LAYERS = 2
+TAPS = {"2d": 2, "1d": 1}
+
+
+def window(
+    channels: int, size: int, batch: int, kernel: int = 3, layers: int = LAYERS
+) -> onnx.ModelProto:
+    """Convolutions of stride 1 that keep the size, each followed by Relu."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], {}
+    for i in range(layers):
+        fan = channels * kernel**2
+        weights[f"w{i}"] = rng.normal(0, math.sqrt(2 / fan), (channels, channels, kernel, kernel))
+        weights[f"b{i}"] = rng.normal(0, 0.1, channels)
+        pads = [kernel // 2] * 4
+        nodes.append(
+            helper.make_node("Conv", [f"x{i}", f"w{i}", f"b{i}"], [f"c{i}"], f"conv{i}", pads=pads)
+        )
+        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"x{i + 1}"], f"relu{i}"))
+    shape = [batch, channels, size, size]
+    graph = helper.make_graph(
+        nodes,
+        "window",
+        [helper.make_tensor_value_info("x0", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(f"x{layers}", onnx.TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def lowered(path: Path, variant: str, weights: str = "session") -> Path:
+    """The model with every convolution in one variant."""
+    form, tile = variant.split("-f")
+    driver = Driver(load(path))
+    driver.rewriter.infer_shapes()
+    applied, _ = driver.run(LowerConvWinograd(form, int(tile), weights))
+    if not applied:
+        raise click.ClickException(f"{variant} does not apply")
+    out = path.with_name(f"{path.stem}.{variant}.{weights}.onnx")
+    save(driver.model, out)
+    return out
+
+
+def split(measured: Profile, taps: int, channels: int) -> dict[str, float]:
+    """Milliseconds per layer before, in and behind the multiplications."""
+    times = {"input": 0.0, "multiply": 0.0, "output": 0.0}
+    for node in measured.nodes:
+        shape = node.output_shapes[0] if node.output_shapes else ()
+        is_conv = node.op == "Conv"
+        if is_conv and len(shape) > 1 and shape[1] == taps * channels:
+            step = "multiply"
+        elif is_conv or node.op in ("Concat", "ReorderInput"):
+            step = "input"
+        else:
+            step = "output"
+        times[step] += node.median_us / 1000 / LAYERS
+    return times
+
+
+def gmacs_per_s(folder: Path, target: Target) -> float:
+    """The rate of a pointwise convolution of 512 channels at 28x28."""
+    path = folder / "ceiling.onnx"
+    onnx.save(window(512, 28, 1, kernel=1, layers=4), str(path))
+    feeds = {"x0": np.random.default_rng(1).normal(size=(1, 512, 28, 28)).astype(np.float32)}
+    nodes = profile(path, target, feeds, runs=20).nodes
+    fastest = min(n.median_us for n in nodes if n.op == "Conv")
+    return 512 * 512 * 28 * 28 / fastest / 1000
+
+
+def macs(channels: int, size: int, batch: int, variant: str) -> float:
+    """Multiply-accumulates of one layer's multiplications, those of partial tiles included."""
+    form, tile = variant.split("-f")
+    m = int(tile)
+    tiles, taps = -(-size // m), m + 2
+    both = (tiles * taps) ** 2 if form == "2d" else tiles * taps * size * 3
+    return float(batch * channels**2 * both)
+
+
+def rows(
+    shapes: list[tuple[int, int]], variants: list[str], batch: int, target: Target
+) -> Iterator[dict[str, Any]]:
+    rng = np.random.default_rng(2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ceiling = gmacs_per_s(folder, target)
+        click.echo(f"pointwise ceiling: {ceiling:.1f} GMAC/s", err=True)
+        for channels, size in shapes:
+            path = folder / f"{channels}x{size}.onnx"
+            onnx.save(window(channels, size, batch), str(path))
+            feeds = {"x0": rng.normal(size=(batch, channels, size, size)).astype(np.float32)}
+            direct = batch * 9 * (channels * size) ** 2 / ceiling / 1e6
+            with open_session(path, target) as baseline:
+                for variant in variants:
+                    candidate = lowered(path, variant)
+                    with open_session(candidate, target) as session:
+                        result = compare(
+                            baseline, session, feeds, max_pairs=40, time_limit_s=6.0, rng=rng
+                        )
+                    taps = (int(variant.split("-f")[1]) + 2) ** TAPS[variant[:2]]
+                    parts = split(profile(candidate, target, feeds, runs=12), taps, channels)
+                    yield {
+                        "channels": channels,
+                        "size": size,
+                        "batch": batch,
+                        "variant": variant,
+                        "speedup": round(result.speedup, 3),
+                        "ci95": [round(v, 3) for v in result.ci95],
+                        "direct_ms": round(result.baseline.median_ms / LAYERS, 3),
+                        "lowered_ms": round(result.candidate.median_ms / LAYERS, 3),
+                        **{f"{k}_ms": round(v, 3) for k, v in parts.items()},
+                        "direct_roofline_ms": round(direct, 3),
+                        "multiply_roofline_ms": round(
+                            macs(channels, size, batch, variant) / ceiling / 1e6, 3
+                        ),
+                    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    columns = "C, H=W, variant, speedup (95%), direct ms, lowered ms, input, multiply, output"
+    lines = [f"| {columns.replace(', ', ' | ')} |", "|--:|--:|---|---|--:|--:|--:|---|--:|"]
+    for r in results:
+        low, high = r["ci95"]
+        cells = (
+            r["channels"],
+            r["size"],
+            r["variant"],
+            f"**{r['speedup']}** ({low}-{high})",
+            f"{r['direct_ms']} ({r['direct_roofline_ms']})",
+            r["lowered_ms"],
+            r["input_ms"],
+            f"{r['multiply_ms']} ({r['multiply_roofline_ms']})",
+            r["output_ms"],
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def load_once(path: Path) -> dict[str, float]:
+    """Seconds and memory of opening one session in this process."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cpu = time.process_time()
+    with open_session(path, Target("cpu", threads=1)):
+        seconds = time.process_time() - cpu
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    return {
+        "cpu_seconds": round(seconds, 2),
+        "peak_mib": round((peak - before) / 1024),
+        "resident_mib": round(resident / 2**20 - before / 1024),
+    }
+
+
+def loading(channels: int, size: int, layers: int) -> None:
+    """Print file size, load time and memory for untransformed and transformed weights."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "model.onnx"
+        onnx.save(window(channels, size, 1, layers=layers), str(path))
+        paths = {"original": path}
+        for weights in ("session", "file"):
+            for variant in ("2d-f4", "1d-f4"):
+                paths[f"{variant}, {weights}"] = lowered(path, variant, weights)
+        for label, candidate in paths.items():
+            code = (
+                "import json, sys; from pathlib import Path; import onnxruntime;"
+                "from benchmarks.winograd import load_once;"
+                "print(json.dumps(load_once(Path(sys.argv[1]))))"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", code, str(candidate)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            size_mib = candidate.stat().st_size / 2**20
+            print(f"{label}: file {size_mib:.1f} MiB, {json.loads(done.stdout)}")
+
+
+@click.command()
+@click.option("--shapes", default=SHAPES, show_default=True, help="CxH, comma-separated.")
+@click.option("--variants", default=VARIANTS, show_default=True)
+@click.option("--batch", default=1, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+@click.option("--json", "as_json", type=click.Path(path_type=Path), help="Also write JSON here.")
+@click.option("--loading", "only_loading", is_flag=True, help="Load time and memory instead.")
+def main(
+    shapes: str, variants: str, batch: int, threads: int, as_json: Path | None, only_loading: bool
+) -> None:
+    """Print the table in Markdown."""
+    if only_loading:
+        loading(512, 14, 8)
+        return
+    grid = [(int(c), int(h)) for c, h in (s.split("x") for s in shapes.split(","))]
+    results = []
+    for row in rows(grid, variants.split(","), batch, Target("cpu", threads=threads)):
+        click.echo(f"{row['channels']}x{row['size']} {row['variant']}: {row['speedup']}", err=True)
+        results.append(row)
+    print(table(results))
+    if as_json is not None:
+        as_json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
