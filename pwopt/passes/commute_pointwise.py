@@ -157,8 +157,7 @@ class CommutePointwise(Pass[CommutePointwiseMatch]):
         self, conv: ConvFacts, pool: Node, facts: Facts
     ) -> tuple[float, float, float] | Why:
         """Taps per window, and input positions per output position between two bounds."""
-        sizes = [(facts.shape(t) or ())[2:] for t in (conv.output, pool.outputs[0])]
-        counts = [math.prod(s) if s and all(isinstance(d, int) for d in s) else 0 for s in sizes]
+        counts = [_positions(facts.shape(t)) for t in (conv.output, pool.outputs[0])]
         if pool.op == "GlobalAveragePool":
             # With sizes unknown there is no more to say than that there is one position.
             return (counts[0],) * 3 if counts[0] else self.Why.SIZE_UNKNOWN
@@ -244,6 +243,12 @@ class CommutePointwise(Pass[CommutePointwiseMatch]):
         for node, x, y in ((first, source, between), (second, between, output)):
             inputs = [x, *operands[id(node)]]
             rewriter.add(node.op, inputs, [y], dict(node.attrs), near=node)
+
+
+def _positions(shape: Shape | None) -> int:
+    """How many positions of space there are; 0 if that is not known."""
+    sizes = [d for d in (shape or ())[2:] if isinstance(d, int)]
+    return math.prod(sizes) if shape is not None and len(sizes) == len(shape) - 2 else 0
 
 
 def _dims(tensor: Tensor, first: int, count: int) -> Shape:
