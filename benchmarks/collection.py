@@ -25,7 +25,9 @@ HERE = Path(__file__).parent
 RECORD = HERE / "records" / "collection-{effort}-{threads}.json"
 
 
-def optimize(entry: Entry, folder: Path, threads: int, effort: str) -> dict[str, Any]:
+def optimize(
+    entry: Entry, folder: Path, threads: int, effort: str, keep: Path | None
+) -> dict[str, Any]:
     source = folder / f"{entry.name}.onnx"
     output = folder / f"{entry.name}.opt.onnx"
     entry.write(source)
@@ -34,7 +36,8 @@ def optimize(entry: Entry, folder: Path, threads: int, effort: str) -> dict[str,
         report = pwopt.optimize(source, output, target, pwopt.Options(effort=Effort(effort)))
     finally:
         source.unlink(missing_ok=True)
-        output.unlink(missing_ok=True)
+        if keep is not None and output.exists():
+            output.replace(keep / f"{entry.name}.onnx")
     row = to_json(report)
     row["remarks"] = [
         r for r in row["remarks"] if r["kind"] != "declined" and r["pass"] != "canonicalise"
@@ -49,7 +52,10 @@ def optimize(entry: Entry, folder: Path, threads: int, effort: str) -> dict[str,
 @click.option("--effort", default="quick", show_default=True)
 @click.option("--only", default="", help="Only models whose name contains this.")
 @click.option("--kind", default="", help="trained, reference or light.")
-def main(threads: int, effort: str, only: str, kind: str) -> None:
+@click.option(
+    "--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep the optimized models."
+)
+def main(threads: int, effort: str, only: str, kind: str, keep: Path | None) -> None:
     """Measure and record; earlier rows of other models are kept."""
     path = Path(str(RECORD).format(effort=effort, threads=threads))
     path.parent.mkdir(exist_ok=True)
@@ -57,8 +63,8 @@ def main(threads: int, effort: str, only: str, kind: str) -> None:
     for entry in collection(only):
         if kind and entry.kind != kind:
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            row = optimize(entry, Path(folder), threads, effort)
+        with tempfile.TemporaryDirectory(dir=keep) as folder:
+            row = optimize(entry, Path(folder), threads, effort, keep)
         rows[entry.name] = row
         path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
         latency = row["latency"] or {"speedup": 1.0, "ci95": [1.0, 1.0]}

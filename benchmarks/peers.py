@@ -97,7 +97,7 @@ def rounds(sessions: dict[str, Session], feeds: Feeds, count: int, seconds: floa
     return np.array(times)
 
 
-def measure(entry: Entry, folder: Path, threads: int) -> dict[str, Any]:
+def measure(entry: Entry, folder: Path, threads: int, kept: Path | None) -> dict[str, Any]:
     source = folder / "original.onnx"
     entry.write(source)
     target = resolve(pwopt.Target("cpu", threads=threads, input_shapes=entry.input_shapes))
@@ -106,7 +106,10 @@ def measure(entry: Entry, folder: Path, threads: int) -> dict[str, Any]:
     for name, tool in TOOLS.items():
         output = folder / f"{name}.onnx"
         try:
-            tool(source, output, entry, threads)
+            if name == "pwopt" and kept is not None and (kept / f"{entry.name}.onnx").exists():
+                output = kept / f"{entry.name}.onnx"
+            else:
+                tool(source, output, entry, threads)
             sessions[name] = open_session(output, target)
         except Exception as error:
             row["tools"][name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
@@ -131,7 +134,12 @@ def measure(entry: Entry, folder: Path, threads: int) -> dict[str, Any]:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--only", default="", help="Only models whose name contains this.")
 @click.option("--kind", default="", help="trained, reference or light.")
-def main(threads: int, only: str, kind: str) -> None:
+@click.option(
+    "--kept",
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder where benchmarks.collection --keep left its models.",
+)
+def main(threads: int, only: str, kind: str, kept: Path | None) -> None:
     """Measure and record; earlier rows of other models are kept."""
     path = Path(str(RECORD).format(threads=threads))
     path.parent.mkdir(exist_ok=True)
@@ -140,7 +148,7 @@ def main(threads: int, only: str, kind: str) -> None:
         if kind and entry.kind != kind:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            rows[entry.name] = measure(entry, Path(folder), threads)
+            rows[entry.name] = measure(entry, Path(folder), threads, kept)
         path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
         tools = rows[entry.name]["tools"]
         text = "  ".join(

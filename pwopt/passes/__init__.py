@@ -7,6 +7,7 @@ from typing import Any
 from pwopt.passes import catalogue
 from pwopt.passes.canonicalise import Canonicalise
 from pwopt.passes.compose_pointwise import ComposePointwise
+from pwopt.passes.compose_space_to_depth import ComposeSpaceToDepth
 from pwopt.passes.contract import Match, Pass, Variant
 from pwopt.passes.eliminate_transpose import EliminateTranspose
 from pwopt.passes.fold_affine import FoldAffine
@@ -15,10 +16,12 @@ from pwopt.passes.fuse_pointwise_activation import FusePointwiseActivation
 from pwopt.passes.lower_activation import LowerActivation
 from pwopt.passes.lower_conv_winograd import LowerConvWinograd
 from pwopt.passes.lower_gate import LowerGate
+from pwopt.passes.lower_lrn import LowerLrn
 from pwopt.passes.lower_pointwise_conv import LowerPointwiseConv
 from pwopt.passes.lower_prelu import LowerPrelu
 from pwopt.passes.raise_activation import RaiseActivation
 from pwopt.passes.raise_pointwise_matmul import RaisePointwiseMatmul
+from pwopt.passes.raise_shortcut import RaiseShortcut
 from pwopt.passes.reparameterize import Reparameterize
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "SIMPLIFY",
     "Canonicalise",
     "ComposePointwise",
+    "ComposeSpaceToDepth",
     "EliminateTranspose",
     "FoldAffine",
     "FoldBatchNormalization",
@@ -34,12 +38,14 @@ __all__ = [
     "LowerActivation",
     "LowerConvWinograd",
     "LowerGate",
+    "LowerLrn",
     "LowerPointwiseConv",
     "LowerPrelu",
     "Match",
     "Pass",
     "RaiseActivation",
     "RaisePointwiseMatmul",
+    "RaiseShortcut",
     "Reparameterize",
     "Variant",
     "find",
@@ -54,10 +60,13 @@ SIMPLIFY: tuple[Pass[Any], ...] = (
     FoldAffine(),
     Reparameterize(),
     ComposePointwise(),
+    ComposeSpaceToDepth(),
 )
 """Passes whose result is smaller or simpler; run in rounds until none has anything to do."""
 
 LOWER: tuple[Pass[Any], ...] = (
+    RaiseShortcut(),
+    LowerLrn(),
     LowerPrelu(),
     LowerActivation(),
     LowerGate(),
