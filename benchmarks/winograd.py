@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -176,18 +174,24 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def load_once(path: Path) -> dict[str, float]:
-    """Seconds and memory of opening one session in this process."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Processor seconds and memory of opening one session in this process."""
+    before = memory_mib()
     cpu = time.process_time()
     with open_session(path, Target("cpu", threads=1)):
         seconds = time.process_time() - cpu
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+        after = memory_mib()
     return {
         "cpu_seconds": round(seconds, 2),
-        "peak_mib": round((peak - before) / 1024),
-        "resident_mib": round(resident / 2**20 - before / 1024),
+        "peak_mib": round(after["VmHWM"] - before["VmRSS"]),
+        "resident_mib": round(after["VmRSS"] - before["VmRSS"]),
     }
+
+
+def memory_mib() -> dict[str, float]:
+    """This process's resident memory now and at most (Linux; getrusage counts the parent's)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return {key: int(fields[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM")}
 
 
 def loading(channels: int, size: int, layers: int) -> None:
