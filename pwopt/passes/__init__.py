@@ -6,6 +6,7 @@ from typing import Any
 
 from pwopt.passes import catalogue
 from pwopt.passes.canonicalise import Canonicalise
+from pwopt.passes.commute_pointwise import CommutePointwise
 from pwopt.passes.compose_pointwise import ComposePointwise
 from pwopt.passes.compose_space_to_depth import ComposeSpaceToDepth
 from pwopt.passes.contract import Match, Pass, Variant
@@ -29,6 +30,7 @@ __all__ = [
     "LOWER",
     "SIMPLIFY",
     "Canonicalise",
+    "CommutePointwise",
     "ComposePointwise",
     "ComposeSpaceToDepth",
     "EliminateTranspose",
@@ -59,13 +61,14 @@ SIMPLIFY: tuple[Pass[Any], ...] = (
     FoldBatchNormalization(),
     FoldAffine(),
     Reparameterize(),
+    CommutePointwise(),
     ComposePointwise(),
     ComposeSpaceToDepth(),
+    RaiseShortcut(),
 )
 """Passes whose result is smaller or simpler; run in rounds until none has anything to do."""
 
 LOWER: tuple[Pass[Any], ...] = (
-    RaiseShortcut(),
     LowerLrn(),
     LowerPrelu(),
     LowerActivation(),

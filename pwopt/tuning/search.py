@@ -24,6 +24,8 @@ MARGIN = 0.005
 """A rewrite stays only if the worse end of its interval shows more than this gain."""
 
 
+_PATIENCE = 5
+"""How much longer a promising but undecided comparison may take."""
 _OBJECTIONS = (Verdict.REJECTED_WRONG, Verdict.REJECTED_SIZE)
 
 
@@ -195,7 +197,7 @@ class _Search:
         self._rule_pass(name, _ruling(comparison, variant))
         if _is_gain(comparison):
             best = trial
-        if len(groups) == 1:
+        if len(groups) == 1 or (comparison.ci95[1] < 1 and not self.thorough):
             return best
         for group in groups:
             best = self._settle_group(best, group, [v for _, v, _ in ranked[:2]])
@@ -270,10 +272,24 @@ class _Search:
         return build
 
     def _compare(self, baseline: Build, candidate: Build, label: str) -> Comparison:
+        """Two builds; what looks like a gain but may be chance is timed once more, for longer."""
+        comparison = self._compare_once(baseline, candidate, self.budget.trial, label)
+        if comparison.speedup > 1 + 2 * MARGIN and not _is_gain(comparison):
+            longer = replace(
+                self.budget.trial,
+                min_pairs=2 * self.budget.trial.min_pairs,
+                seconds=_PATIENCE * self.budget.trial.seconds,
+            )
+            comparison = self._compare_once(baseline, candidate, longer, label)
+        return comparison
+
+    def _compare_once(
+        self, baseline: Build, candidate: Build, precision: Precision, label: str
+    ) -> Comparison:
         return self.bench.compare(
             baseline.written.path,
             candidate.written.path,
-            self.budget.trial,
+            precision,
             f"timing {label}",
             decide=1 + MARGIN,
         )
