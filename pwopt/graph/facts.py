@@ -326,8 +326,9 @@ class Facts:
     ) -> tuple[int, ...] | None:
         """Explicit ``(begin..., end...)`` pads of a sliding-window operator.
 
-        ``auto_pad`` is resolved from the input's spatial size; ``None`` if that is not known, or
-        for a ConvTranspose whose pads follow from ``output_shape``.
+        ``auto_pad`` is resolved from the input's spatial size; ``None`` if that is not known, if a
+        stride passes over more than one element behind the window (then ONNX pads by nothing, but
+        ONNX Runtime by less), or for a ConvTranspose whose pads follow from ``output_shape``.
         """
         zeros = (0,) * (2 * len(kernel))
         auto_pad = self.attr_str(node, "auto_pad", "NOTSET")
@@ -337,25 +338,30 @@ class Facts:
             return self.attr_ints(node, "pads", zeros)
         if auto_pad == "VALID":
             return zeros
-        if all(k == 1 for k in kernel):
-            return zeros
         shape = self.shape(node.inputs[0])
         if shape is None or len(shape) != len(kernel) + 2:
             return None
         begins: list[int] = []
         ends: list[int] = []
         for size, k, s, d in zip(shape[2:], kernel, strides, dilations, strict=True):
-            reach = (k - 1) * d + 1
-            if isinstance(size, int):
-                total = max((math.ceil(size / s) - 1) * s + reach - size, 0)
-            elif s == 1:
-                total = reach - 1
-            else:
+            total = _same_padding(size, s, (k - 1) * d + 1)
+            if total is None:
                 return None
             small = total // 2
             begins.append(total - small if auto_pad == "SAME_LOWER" else small)
             ends.append(small if auto_pad == "SAME_LOWER" else total - small)
         return (*begins, *ends)
+
+
+def _same_padding(size: int | str | None, stride: int, reach: int) -> int | None:
+    """What SAME adds to an axis, so that the output has ``ceil(size / stride)`` elements."""
+    if isinstance(size, int):
+        total = (math.ceil(size / stride) - 1) * stride + reach - size
+    elif stride == 1 or (stride == 2 and reach == 1):
+        total = reach - 1
+    else:
+        return None
+    return max(total, 0) if total >= -1 else None
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> Array:

@@ -303,9 +303,10 @@ class Model:
         """
         skeleton = self.skeleton()
         put_stand_ins(skeleton)
+        # Until opset 9 Constant was declared for floats alone; exporters wrote integers too.
         try:
             inferred = onnx.shape_inference.infer_shapes(
-                skeleton, check_type=True, data_prop=not _has_long_vector(skeleton)
+                skeleton, check_type=self.opset >= 9, data_prop=not _has_long_vector(skeleton)
             )
         except Exception as error:  # onnx raises many kinds on messages that contradict themselves
             raise InvalidModelError(f"shape inference failed: {one_line(error)}") from error

@@ -93,11 +93,19 @@ def _transposed_pads(node: Node, facts: Facts, conv: ConvFacts) -> tuple[int, ..
         e + (k - 1) * d + 1 - s
         for e, k, d, s in zip(extra, conv.kernel, conv.dilations, conv.strides, strict=True)
     ]
-    if any(total < 0 for total in totals):
+    if any(total < 0 for total in totals) or not _is_enlarged_by_strides(conv, facts):
         return None
     less = [total // 2 for total in totals]
     more = [total - total // 2 for total in totals]
     return (*less, *more) if auto_pad == "SAME_UPPER" else (*more, *less)
+
+
+def _is_enlarged_by_strides(conv: ConvFacts, facts: Facts) -> bool:
+    """Whether known sizes agree with that; ONNX's shape inference has another formula."""
+    before = (facts.shape(conv.input) or ())[2:]
+    after = (facts.shape(conv.output) or ())[2:]
+    known = zip(before, after, conv.strides, strict=False)
+    return all(b * s == a for b, a, s in known if isinstance(a, int) and isinstance(b, int))
 
 
 def _pool(node: Node, facts: Facts) -> Step | Decline | None:

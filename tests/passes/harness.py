@@ -54,7 +54,7 @@ def model(
     dtype: Any = np.float32,
     domains: Mapping[str, int] | None = None,
 ) -> onnx.ModelProto:
-    """A checked model whose inputs and outputs are of *dtype*; ``None`` is an unknown shape."""
+    """A checked model whose inputs and outputs are of *dtype*; ``None`` is an inferred type."""
     elem = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     initializers = [numpy_helper.from_array(v, k) for k, v in (weights or {}).items()]
     listed = [
@@ -65,7 +65,7 @@ def model(
         "test",
         [helper.make_tensor_value_info(k, elem, list(v)) for k, v in inputs.items()] + listed,
         [
-            helper.make_tensor_value_info(k, elem, None if v is None else list(v))
+            helper.make_tensor_value_info(k, elem, list(v)) if v is not None else _untyped(k)
             for k, v in outputs.items()
         ],
         initializers,
@@ -73,8 +73,16 @@ def model(
     imports = [helper.make_opsetid("", opset)]
     imports += [helper.make_opsetid(d, v) for d, v in (domains or {}).items()]
     proto = helper.make_model(graph, opset_imports=imports, ir_version=ir)
+    if None in outputs.values():
+        inferred = onnx.shape_inference.infer_shapes(proto)
+        for value, known in zip(proto.graph.output, inferred.graph.output, strict=True):
+            value.CopyFrom(known)
     onnx.checker.check_model(proto)
     return proto
+
+
+def _untyped(name: str) -> onnx.ValueInfoProto:
+    return onnx.ValueInfoProto(name=name)
 
 
 def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attrs: Any) -> onnx.NodeProto:
