@@ -1,4 +1,4 @@
-"""Tensor data that lies in a file beside the model.
+"""Tensor data, which may lie in a file beside the model.
 
 ``onnx``'s own reader refuses links, which model caches are made of; here a file must merely lie in
 or below the model's folder by its name.
@@ -7,6 +7,7 @@ or below the model's folder by its name.
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from pwopt.errors import InvalidModelError
 
-__all__ = ["array", "check", "inline", "is_external", "read", "size_bytes", "stub"]
+__all__ = [
+    "array",
+    "check",
+    "check_size",
+    "inline",
+    "is_external",
+    "read",
+    "size_bytes",
+    "stub",
+]
 
 _DATA_FIELDS = frozenset(
     {
@@ -62,6 +72,44 @@ def check(proto: onnx.TensorProto, base_dir: Path) -> None:
         raise InvalidModelError(f"{subject} is too short")
 
 
+def check_size(proto: onnx.TensorProto) -> None:
+    """Check that a tensor with its data in the message holds as many elements as its shape says.
+
+    The data is not touched: reading raw bytes from a message copies them.
+
+    Raises:
+        InvalidModelError: it holds more or fewer.
+    """
+    if is_external(proto) or proto.data_type in _PACKED:
+        return
+    elements = math.prod(proto.dims)
+    if proto.data_type != onnx.TensorProto.STRING and proto.HasField("raw_data"):
+        itemsize = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type).itemsize
+        fits = elements >= 0 and proto.ByteSize() == _size_with(proto, elements * itemsize)
+    else:
+        stored = len(getattr(proto, onnx.helper.tensor_dtype_to_field(proto.data_type)))
+        fits = stored == elements * (2 if proto.data_type in _COMPLEX else 1)
+    if not fits:
+        raise InvalidModelError(
+            f"tensor '{proto.name}' does not hold the {elements} elements of its shape"
+        )
+
+
+def _size_with(proto: onnx.TensorProto, raw_bytes: int) -> int:
+    """Bytes of a message that is *proto* with *raw_bytes* of raw data."""
+    length = max(1, (raw_bytes.bit_length() + 6) // 7)
+    return _without(proto, {"raw_data"}).ByteSize() + 1 + length + raw_bytes
+
+
+_PACKED = frozenset(
+    getattr(onnx.TensorProto, name)
+    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+    if hasattr(onnx.TensorProto, name)
+)
+"""Types with several elements in a byte, which older releases of onnx do not have."""
+_COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+
+
 def size_bytes(proto: onnx.TensorProto) -> int:
     """Bytes of the data of an external tensor, whose length need not be given."""
     info: Any = ExternalDataInfo(proto)
@@ -89,17 +137,22 @@ def inline(proto: onnx.TensorProto, base_dir: Path) -> None:
 
 def stub(proto: onnx.TensorProto, location: str, offset: int, length: int) -> onnx.TensorProto:
     """*proto* with its data in file *location*, at *offset* for *length* bytes."""
+    copy = _without(proto, _DATA_FIELDS)
+    copy.data_location = onnx.TensorProto.EXTERNAL
+    for key, text in (("location", location), ("offset", offset), ("length", length)):
+        copy.external_data.add(key=key, value=str(text))
+    return copy
+
+
+def _without(proto: onnx.TensorProto, fields: Set[str]) -> onnx.TensorProto:
     copy = onnx.TensorProto()
     for descriptor, value in proto.ListFields():
-        if descriptor.name in _DATA_FIELDS:
+        if descriptor.name in fields:
             continue
         if hasattr(value, "extend"):
             getattr(copy, descriptor.name).extend(value)
         else:
             setattr(copy, descriptor.name, value)
-    copy.data_location = onnx.TensorProto.EXTERNAL
-    for key, text in (("location", location), ("offset", offset), ("length", length)):
-        copy.external_data.add(key=key, value=str(text))
     return copy
 
 

@@ -301,6 +301,8 @@ class Facts:
         ones = (1,) * rank
         strides = self.attr_ints(node, "strides", ones)
         dilations = self.attr_ints(node, "dilations", ones)
+        if not len(strides) == len(dilations) == rank:
+            return None
         transposed = node.op == "ConvTranspose"
         return ConvFacts(
             node=node,

@@ -117,6 +117,8 @@ def check(proto: onnx.ModelProto) -> None:
                 " re-export the model with an older opset or install a newer onnx"
             )
     _check_names(proto.graph)
+    for tensor in chain(proto.graph.initializer, _nested_tensors(proto.graph.node)):
+        external.check_size(tensor)
     _check_dataflow(proto.graph)
     _check_nodes(proto)
 

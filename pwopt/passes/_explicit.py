@@ -115,6 +115,8 @@ def _pool(node: Node, facts: Facts) -> Step | Decline | None:
     ones = (1,) * len(kernel)
     strides = facts.attr_ints(node, "strides", ones)
     dilations = facts.attr_ints(node, "dilations", ones)
+    if not len(strides) == len(dilations) == len(kernel):
+        return None
     same = facts.attr_str(node, "auto_pad", "NOTSET").startswith("SAME")
     if same and (facts.attr_int(node, "ceil_mode", 0) or dilations != ones):
         return Decline(Why.PADS_AMBIGUOUS)

@@ -65,7 +65,7 @@ class Canonicalise(Pass[CanonicaliseMatch]):
         transposed convolution with ``output_shape``); adding zero would turn ``-0.0`` into ``0.0``.
 
     Exactness:
-        ROUNDING. All but folded square roots, powers and sums is the same bit for bit.
+        ROUNDING. All but folded powers and sums is the same bit for bit.
 
     When it pays:
         Always: the runtime does most of it by itself at its full optimization level, but the other

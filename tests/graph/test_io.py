@@ -507,6 +507,64 @@ def test_long_vectors_are_not_taken_for_shapes(monkeypatch: pytest.MonkeyPatch) 
     assert seen == [True, False]
 
 
+def _raw(name: str, data_type: int, dims: list[int], raw: bytes) -> onnx.TensorProto:
+    return onnx.TensorProto(name=name, data_type=data_type, dims=dims, raw_data=raw)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        _raw("w", TensorProto.FLOAT, [3], b"\0" * 8),
+        _raw("w", TensorProto.FLOAT, [3], b"\0" * 13),
+        _raw("w", TensorProto.FLOAT16, [0], b"\0" * 2),
+        _raw("w", TensorProto.FLOAT, [-3], b"\0" * 12),
+        onnx.TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3]),
+        onnx.TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3], float_data=[1, 2]),
+        onnx.TensorProto(name="w", data_type=TensorProto.STRING, dims=[2], string_data=[b"a"]),
+    ],
+    ids=["short", "long", "not empty", "negative", "nothing", "few values", "few strings"],
+)
+def test_data_that_does_not_fill_its_shape_is_refused(tensor: onnx.TensorProto) -> None:
+    proto = samples.plain()
+    proto.graph.initializer[0].CopyFrom(tensor)
+    with pytest.raises(InvalidModelError, match="tensor 'w' does not hold the"):
+        parse(proto)
+    inside = samples.plain()
+    inside.graph.node.append(helper.make_node("Constant", [], ["c"], value=tensor))
+    with pytest.raises(InvalidModelError, match="tensor 'w' does not hold the"):
+        parse(inside)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        numpy_helper.from_array(np.zeros((2, 0, 3), np.float32), "w"),
+        numpy_helper.from_array(np.zeros(300, np.float64), "w"),
+        numpy_helper.from_array(np.zeros(3, np.complex64), "w"),
+        numpy_helper.from_array(np.array(["a", "b"], object), "w"),
+        onnx.TensorProto(data_type=TensorProto.COMPLEX64, dims=[1], float_data=[1, 2]),
+        helper.make_tensor("w", TensorProto.BFLOAT16, [2], [1, 2]),
+        helper.make_tensor("w", TensorProto.INT4, [3], [1, 2, 3]),
+        helper.make_tensor("w", TensorProto.UINT32, [2], [1, 2]),
+        _raw("w", TensorProto.FLOAT, [], b"\0" * 4),
+        onnx.TensorProto(
+            name="w",
+            data_type=TensorProto.FLOAT,
+            dims=[1],
+            raw_data=b"\0" * 4,
+            data_location=TensorProto.DEFAULT,
+            doc_string="text",
+        ),
+    ],
+    ids=lambda t: f"{t.data_type}{list(t.dims)}",
+)
+def test_data_that_fills_its_shape_is_taken(tensor: onnx.TensorProto) -> None:
+    proto = samples.idle()
+    proto.graph.initializer[0].CopyFrom(tensor)
+    proto.graph.initializer[0].name = "before"
+    assert _bytes(parse(proto).to_proto()) == _bytes(proto)
+
+
 def test_find_nan_names_the_initializer() -> None:
     proto = samples.plain()
     assert find_nan(parse(proto)) is None

@@ -1,11 +1,13 @@
-"""Canonicalise on every single-operator model that ONNX generates for its backends."""
+"""Canonicalise on every operator model that ONNX generates for backends, and on trained ones."""
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,3 +159,38 @@ def test_operator_suite(capsys: pytest.CaptureFixture[str]) -> None:
     assert not failures, failures
     assert counts["models"] == len(cases) >= 1000
     assert counts["compared"] >= 100
+
+
+def _feeds(proto: onnx.ModelProto, size: int) -> list[Any]:
+    """Random inputs; *size* stands for dynamic spatial dimensions, 1 for a dynamic batch."""
+    rng = np.random.default_rng(0)
+    constants = {t.name for t in proto.graph.initializer}
+    shapes = [
+        [
+            d.dim_value or (size if axis else 1)
+            for axis, d in enumerate(v.type.tensor_type.shape.dim)
+        ]
+        for v in proto.graph.input
+        if v.name not in constants
+    ]
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+@pytest.mark.slow
+@pytest.mark.zoo
+def test_trained_models() -> None:
+    """Outputs within a few rounding errors; twice leaves nothing to do."""
+    folder = os.environ.get("PWOPT_ZOO")
+    if folder is None:
+        pytest.skip("PWOPT_ZOO does not name the model collection")
+    paths = sorted((Path(folder) / "models").glob("*.onnx"))
+    assert paths
+    for path in paths:
+        proto = onnx.load(path)
+        rewritten, _ = _canonicalised(proto)
+        assert _interface(rewritten) == _interface(proto), path.name
+        assert _canonicalised(rewritten)[1] == 0, path.name
+        inputs = _feeds(proto, 64)
+        expected = _run(proto, inputs)
+        assert expected is not None, path.name
+        assert _difference(expected, _run(rewritten, inputs)) is None, path.name
