@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -57,8 +58,8 @@ def _conv(node: Node, facts: Facts) -> Step | Decline | None:
     return _spell_out(node, {**_pads(node, facts, conv), **_defaults(node, conv)}, facts)
 
 
-def _defaults(node: Node, conv: ConvFacts) -> dict[str, object]:
-    defaults: dict[str, object] = {
+def _defaults(node: Node, conv: ConvFacts) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
         "dilations": list(conv.dilations),
         "group": conv.group,
         "kernel_shape": list(conv.kernel),
@@ -67,7 +68,7 @@ def _defaults(node: Node, conv: ConvFacts) -> dict[str, object]:
     return {key: value for key, value in defaults.items() if key not in node.attrs}
 
 
-def _pads(node: Node, facts: Facts, conv: ConvFacts) -> dict[str, object]:
+def _pads(node: Node, facts: Facts, conv: ConvFacts) -> dict[str, Any]:
     if node.op == "Conv":
         return _explicit_pads(node, facts, conv.pads)
     if "output_shape" in node.attrs:  # the pads follow from it
@@ -126,11 +127,11 @@ def _pool(node: Node, facts: Facts) -> Step | Decline | None:
     return _spell_out(node, _explicit_pads(node, facts, pads), facts)
 
 
-def _explicit_pads(node: Node, facts: Facts, pads: tuple[int, ...] | None) -> dict[str, object]:
+def _explicit_pads(node: Node, facts: Facts, pads: tuple[int, ...] | None) -> dict[str, Any]:
     """Attributes to set so that *pads* are explicit; nothing if they are not known."""
     if pads is None:
         return {}
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     if facts.attr_ints(node, "pads", ()) != pads:
         changes["pads"] = list(pads)
     if "auto_pad" in node.attrs:
@@ -138,7 +139,7 @@ def _explicit_pads(node: Node, facts: Facts, pads: tuple[int, ...] | None) -> di
     return changes
 
 
-def _spell_out(node: Node, changes: Mapping[str, object], facts: Facts) -> Step | Decline | None:
+def _spell_out(node: Node, changes: Mapping[str, Any], facts: Facts) -> Step | Decline | None:
     if changes:
         return Step("spell-out-attributes", partial(_set_attributes, node, changes))
     if facts.attr_str(node, "auto_pad", "NOTSET") == "NOTSET":
@@ -147,7 +148,7 @@ def _spell_out(node: Node, changes: Mapping[str, object], facts: Facts) -> Step 
     return Decline(Why.SHAPE_UNKNOWN if unknown else Why.PADS_AMBIGUOUS)
 
 
-def _set_attributes(node: Node, changes: Mapping[str, object], rewriter: Rewriter) -> None:
+def _set_attributes(node: Node, changes: Mapping[str, Any], rewriter: Rewriter) -> None:
     for key, value in changes.items():
         rewriter.set_attribute(node, key, value)
 
