@@ -61,8 +61,9 @@ class Canonicalise(Pass[CanonicaliseMatch]):
         than its inputs and than the limit (option ``fold_limit``, in elements), is not defined
         the same way everywhere, or its operator is not evaluated; a constant is sparse; the size
         that pads or a target depend on is unknown; ``auto_pad`` asks for what is defined in more
-        than one way (a pool that pads by a negative amount, rounds up, or is dilated, a
-        transposed convolution with ``output_shape``); adding zero would turn ``-0.0`` into ``0.0``.
+        than one way (a stride that passes over more than one element behind the window, a pool
+        that rounds up or is dilated, an enlarging convolution whose declared size is not the
+        input times the stride); adding zero would turn ``-0.0`` into ``0.0``.
 
     Exactness:
         ROUNDING. All but folded powers and sums is the same bit for bit.
