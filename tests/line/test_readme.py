@@ -1,4 +1,4 @@
-"""The README's commands and code run as they stand; .ci/run does the same for its setup commands."""
+"""The README runs as it stands, commands and code; .ci/run runs its setup commands too."""
 
 from __future__ import annotations
 

@@ -12,17 +12,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx.backend.test.case.node import collect_testcases
 
 from pwopt.graph import parse
 from pwopt.passes.canonicalise import Canonicalise
 from pwopt.tuning.driver import Driver
+from tests.operator_suite import difference, interface, is_valid, run
 
 _ROUNDS = 8
-_SLACK = 4.0
-"""Rounding allowed, in units of the last place of each output's largest value."""
 
 
 def _canonicalised(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
@@ -44,70 +42,6 @@ def _canonicalised(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     return model.to_proto(), total
 
 
-def _session(proto: onnx.ModelProto) -> ort.InferenceSession | None:
-    """A session that computes as the model says, if the runtime has one."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        return ort.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception:  # unsupported operators, types and opsets come as many kinds
-        return None
-
-
-def _run(proto: onnx.ModelProto, inputs: Sequence[Any]) -> list[Any] | None:
-    session = _session(proto)
-    if session is None:
-        return None
-    constants = {t.name for t in proto.graph.initializer}
-    names = [v.name for v in proto.graph.input if v.name not in constants]
-    feeds = {n: v for n, v in zip(names, inputs, strict=False) if v is not None}
-    try:
-        return list(session.run(None, feeds))
-    except Exception:  # a kernel that refuses these inputs
-        return None
-
-
-def _difference(expected: Any, actual: Any) -> str | None:
-    """What is wrong with *actual*, if anything."""
-    if isinstance(expected, list):
-        if not isinstance(actual, list) or len(expected) != len(actual):
-            return "sequence lengths differ"
-        found = [_difference(e, a) for e, a in zip(expected, actual, strict=True)]
-        return next(filter(None, found), None)
-    if not isinstance(expected, np.ndarray):
-        return None if expected == actual else f"{expected!r} became {actual!r}"
-    if expected.dtype != actual.dtype or expected.shape != actual.shape:
-        return f"{expected.dtype}{expected.shape} became {actual.dtype}{actual.shape}"
-    if expected.dtype.kind != "f":
-        return None if np.array_equal(expected, actual) else "values differ"
-    e, a = expected.astype(np.float64), actual.astype(np.float64)
-    finite = np.isfinite(e)
-    if not np.array_equal(finite, np.isfinite(a)):
-        return "infinities or NaNs differ"
-    scale = float(np.abs(e[finite]).max(initial=0.0))
-    limit = _SLACK * float(np.finfo(expected.dtype).eps) * scale
-    error = float(np.abs(e[finite] - a[finite]).max(initial=0.0))
-    return None if error <= limit else f"values differ by {error}, {limit} is allowed"
-
-
-def _interface(proto: onnx.ModelProto) -> list[bytes]:
-    constants = {t.name for t in proto.graph.initializer}
-    inputs = [v for v in proto.graph.input if v.name not in constants]
-    return [v.SerializeToString(deterministic=True) for v in (*inputs, *proto.graph.output)]
-
-
-def _is_valid(proto: onnx.ModelProto) -> bool:
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception:  # the checker refuses some of ONNX's own models
-        return False
-    return True
-
-
 def _verdict(proto: onnx.ModelProto, data_sets: Sequence[Any], counts: Counter[str]) -> str | None:
     before = proto.SerializeToString(deterministic=True)
     rewritten, applied = _canonicalised(proto)
@@ -116,23 +50,23 @@ def _verdict(proto: onnx.ModelProto, data_sets: Sequence[Any], counts: Counter[s
     counts["rewrites"] += applied
     if proto.SerializeToString(deterministic=True) != before:
         return "the input model was changed"
-    if _interface(proto) != _interface(rewritten):
+    if interface(proto) != interface(rewritten):
         return "the interface changed"
-    if _is_valid(proto) and not _is_valid(rewritten):
+    if is_valid(proto) and not is_valid(rewritten):
         return "the result is not valid"
     if _canonicalised(rewritten)[1]:
         return "not idempotent"
     if not applied:
         return None
     for inputs, _ in data_sets:
-        expected = _run(proto, inputs)
+        expected = run(proto, inputs)
         if expected is None:
             continue
         counts["compared"] += 1
-        actual = _run(rewritten, inputs)
+        actual = run(rewritten, inputs)
         if actual is None:
             return "the runtime refuses the result"
-        found = _difference(expected, actual)
+        found = difference(expected, actual)
         if found:
             return found
     return None
@@ -188,9 +122,9 @@ def test_trained_models() -> None:
     for path in paths:
         proto = onnx.load(path)
         rewritten, _ = _canonicalised(proto)
-        assert _interface(rewritten) == _interface(proto), path.name
+        assert interface(rewritten) == interface(proto), path.name
         assert _canonicalised(rewritten)[1] == 0, path.name
         inputs = _feeds(proto, 64)
-        expected = _run(proto, inputs)
+        expected = run(proto, inputs)
         assert expected is not None, path.name
-        assert _difference(expected, _run(rewritten, inputs)) is None, path.name
+        assert difference(expected, run(rewritten, inputs)) is None, path.name
