@@ -61,6 +61,7 @@ def test_operator_suite(tmp_path: Path) -> None:
     failures: dict[str, str] = {}
     for case in cases:
         try:
+            assert case.model is not None
             found = verdict(case.model, case.data_sets or (), tmp_path, counts)
         except Exception as error:  # counted, so that one crash does not hide the others
             found = f"{type(error).__name__}: {error}"
