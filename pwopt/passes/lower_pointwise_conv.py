@@ -104,10 +104,11 @@ class LowerPointwiseConv(Pass[LowerPointwiseConvMatch]):
         elementwise function commutes with any reordering of elements.
 
     Declines when:
-        the kernel is larger than 1; weight or bias are computed or may be overridden; the type is
-        not float16, float32 or float64; a channel or spatial dimension is zero; the opset is
-        older than 7 (no broadcasting); the options leave Gemm only and the Conv has groups, or
-        NCHW with Gemm only and the batch is not known to be 1.
+        the kernel is larger than 1; ``auto_pad`` pads by what depends on an unknown size, or by
+        what runtimes disagree on (a stride that passes over the end); weight or bias are computed
+        or may be overridden; the type is not float16, float32 or float64; a channel or spatial
+        dimension is zero; the opset is older than 7 (no broadcasting); the options leave Gemm only
+        and the Conv has groups, or NCHW with Gemm only and the batch is not known to be 1.
 
     Exactness:
         ROUNDING. The products are the same; their sums may be taken in another order, and in
@@ -126,6 +127,7 @@ class LowerPointwiseConv(Pass[LowerPointwiseConvMatch]):
         """Reasons to decline."""
 
         NOT_POINTWISE = "not-pointwise"
+        UNKNOWN_PADS = "unknown-pads"
         WEIGHT_NOT_CONSTANT = "weight-not-constant"
         BIAS_NOT_CONSTANT = "bias-not-constant"
         UNSUPPORTED_DTYPE = "unsupported-dtype"
@@ -149,23 +151,10 @@ class LowerPointwiseConv(Pass[LowerPointwiseConvMatch]):
 
     def match(self, node: Node, facts: Facts) -> LowerPointwiseConvMatch | Decline:
         """See the class."""
-        conv = facts.conv(node)
-        if conv is None:
-            return Decline(self.Why.WEIGHT_NOT_CONSTANT)
-        if not conv.is_pointwise:
-            return Decline(self.Why.NOT_POINTWISE, {"kernel": conv.kernel})
-        if not facts.is_constant(conv.weight):
-            return Decline(self.Why.WEIGHT_NOT_CONSTANT)
-        if conv.bias is not None and not facts.is_constant(conv.bias):
-            return Decline(self.Why.BIAS_NOT_CONSTANT)
-        if not facts.is_float(conv.weight):
-            return Decline(self.Why.UNSUPPORTED_DTYPE, {"dtype": str(facts.dtype(conv.weight))})
-        spatial = _output_spatial(conv, facts)
-        if 0 in (conv.cin, conv.cout, *spatial):
-            return Decline(self.Why.EMPTY_DIMENSION)
-        if not facts.has_op("Add", since=7):
-            return Decline(self.Why.OPSET_TOO_OLD, {"opset": facts.opset, "needed": 7})
-        forms = self._forms(conv, _batch(conv, facts), spatial)
+        conv = self._read(node, facts)
+        if isinstance(conv, Decline):
+            return conv
+        forms = self._forms(conv, _batch(conv, facts), _output_spatial(conv, facts))
         if isinstance(forms, Decline):
             return forms
         activation = facts.sole_consumer(conv.output)
@@ -192,6 +181,27 @@ class LowerPointwiseConv(Pass[LowerPointwiseConvMatch]):
     def rewrite(self, match: LowerPointwiseConvMatch, variant: Variant, rewriter: Rewriter) -> None:
         """See the class."""
         _Lowering(match, rewriter).write(Form(variant.name))
+
+    def _read(self, node: Node, facts: Facts) -> ConvFacts | Decline:
+        """The facts of a convolution that has a legal form."""
+        conv = facts.conv(node)
+        if conv is None:
+            return Decline(self.Why.WEIGHT_NOT_CONSTANT)
+        if not conv.is_pointwise:
+            return Decline(self.Why.NOT_POINTWISE, {"kernel": conv.kernel})
+        if conv.pads is None:
+            return Decline(self.Why.UNKNOWN_PADS, {"strides": conv.strides})
+        if not facts.is_constant(conv.weight):
+            return Decline(self.Why.WEIGHT_NOT_CONSTANT)
+        if conv.bias is not None and not facts.is_constant(conv.bias):
+            return Decline(self.Why.BIAS_NOT_CONSTANT)
+        if not facts.is_float(conv.weight):
+            return Decline(self.Why.UNSUPPORTED_DTYPE, {"dtype": str(facts.dtype(conv.weight))})
+        if 0 in (conv.cin, conv.cout, *_output_spatial(conv, facts)):
+            return Decline(self.Why.EMPTY_DIMENSION)
+        if not facts.has_op("Add", since=7):
+            return Decline(self.Why.OPSET_TOO_OLD, {"opset": facts.opset, "needed": 7})
+        return conv
 
     def _forms(
         self, conv: ConvFacts, batch: Dim, spatial: tuple[Dim, ...]
@@ -325,8 +335,8 @@ class _Lowering:
     # -- what they are made of -----------------------------------------------------------------
 
     def padded(self, x: Tensor) -> Tensor:
-        pads = self.conv.pads
-        if pads is None or not any(pads):
+        pads = self.conv.pads or ()
+        if not any(pads):
             return x
         rank = self.conv.spatial_rank
         shape = self.facts.shape(x) or (None,) * (rank + 2)
