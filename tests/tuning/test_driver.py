@@ -29,9 +29,9 @@ def test_every_site_ends_in_exactly_one_remark() -> None:
     driver = Driver(parse(chain(["a", "keep", "c", "d"])))
 
     def choose(candidate: Candidate) -> Variant | Verdict:
-        return {"a": candidate.variants[0], "c": Verdict.HELD}.get(
-            candidate.site, candidate.variants[1]
-        )
+        if candidate.site == "c":
+            return Verdict.HELD
+        return candidate.variants[0 if candidate.site == "a" else 1]
 
     def review(change: Change) -> Verdict:
         return Verdict.REJECTED_SLOWER if change.variant.name == "Neg" else Verdict.KEPT

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 class Tensor:
@@ -19,7 +18,11 @@ class Tensor:
 class Variable(Tensor):
     type: str
     def __init__(
-        self, name: str, dtype: Any = ..., shape: Sequence[int | str | None] | None = ..., type: str = ...
+        self,
+        name: str,
+        dtype: Any = ...,
+        shape: Sequence[int | str | None] | None = ...,
+        type: str = ...,
     ) -> None: ...
     @staticmethod
     def empty() -> Variable: ...
@@ -27,7 +30,9 @@ class Variable(Tensor):
 class Constant(Tensor):
     _values: Any
     values: np.ndarray[Any, Any]
-    def __init__(self, name: str, values: np.ndarray[Any, Any] | LazyValues, data_location: int | None = ...) -> None: ...
+    def __init__(
+        self, name: str, values: np.ndarray[Any, Any] | LazyValues, data_location: int | None = ...
+    ) -> None: ...
 
 class Node:
     op: str

@@ -1,7 +1,6 @@
 from typing import Any
 
 import onnx
-
 from onnx_graphsurgeon import Node
 
 class OnnxExporter:

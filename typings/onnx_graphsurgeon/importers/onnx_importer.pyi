@@ -2,7 +2,6 @@ from collections.abc import Iterable
 from typing import overload
 
 import onnx
-
 from onnx_graphsurgeon import Constant, Graph, Variable
 
 class OnnxImporter:
