@@ -721,7 +721,8 @@ class Generator:
         if self.draw(st.booleans()):
             parts.append(self.floats([1 if i == axis else d for i, d in enumerate(shape)]))
             longer += 1
-        sign = self.draw(st.sampled_from([0, len(shape)]))
+        # Before opset 11 a negative axis stops shape inference.
+        sign = self.draw(st.sampled_from([0, len(shape) if self.opset >= 11 else 0]))
         result = [longer if i == axis else d for i, d in enumerate(shape)]
         self.emit("Concat", parts, result, axis=axis - sign)
 
@@ -747,7 +748,8 @@ class Generator:
             return
         step = self.draw(st.integers(1, 2))
         result[axis] = -(-result[axis] // step)
-        numbers = [self.constant(np.array([v])) for v in (start, 99, axis - len(shape), step)]
+        sign = len(shape) if self.opset >= 11 else 0
+        numbers = [self.constant(np.array([v])) for v in (start, 99, axis - sign, step)]
         self.emit("Slice", [x, *numbers], result)
 
     def pad(self) -> None:
