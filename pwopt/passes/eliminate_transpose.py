@@ -151,6 +151,8 @@ class EliminateTranspose(Pass[EliminateTransposeMatch]):
         """See the class."""
         del variant
         match.change.apply(rewriter)
+        # The region may have gained without its root, which then has its own turn.
+        rewriter.revisit(match.root)
 
 
 def _can_bypass(node: Node, facts: Facts) -> bool:

@@ -531,6 +531,23 @@ def test_both_ends_and_the_middle_are_outputs() -> None:
     assert [o.name for o in out.model.graph.output] == ["a", "b", "c", "d"]
 
 
+def test_a_region_that_gains_without_its_root_leaves_the_root_its_turn() -> None:
+    # "b" cannot share with "a", whose name must stay as well; it is a Reshape in its own right.
+    proto = build(
+        [
+            transpose("x", "a", (2, 0, 1)),
+            node("Mul", ["a", "a"], ["m"]),
+            transpose("m", "n", (1, 2, 0)),
+            node("Cast", ["x"], ["unread"], to=onnx.TensorProto.FLOAT),
+            transpose("x", "b", (2, 0, 1)),
+            transpose("n", "dead", (0, 1, 2)),
+        ],
+        {"x": [1, 1, 3]},
+        {"a": 3, "b": 3},
+    )
+    assert "Transpose" not in eliminate(proto).ops
+
+
 def test_a_constant_shared_with_another_layout_is_copied() -> None:
     bias = np.arange(1, 4, dtype=np.float32).reshape(3, 1, 1)
     proto = build(
