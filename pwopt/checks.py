@@ -16,31 +16,24 @@ from pwopt.runtime import (
     Feeds,
     Latency,
     Reference,
-    Session,
     Verification,
     compare,
-    load_inputs,
-    make_inputs,
+    input_sets,
     measure,
     open_session,
     profile,
-    reference_target,
     resolve,
 )
 from pwopt.target import Target
 from pwopt.tuning.candidate import AnyPass, Candidate
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.pipeline import run_passes
-from pwopt.tuning.workbench import Progress
+from pwopt.tuning.workbench import Progress, counting, silent
 
 __all__ = ["bench", "explain", "node_times_us", "time", "verify"]
 
 _DEFAULT_PAIRS = (15, 121)
 _TIME_LIMIT_S = 30.0
-
-
-def _silent(_: str, __: float | None) -> None:
-    return None
 
 
 def verify(
@@ -71,7 +64,7 @@ def verify(
     """
     resolved = resolve(target)
     feeds = _feeds(Path(reference), inputs, resolved, seed)
-    depth = _depth(load(Path(reference)))
+    depth = load(Path(reference)).depth
     oracle = Reference.of(Path(reference), resolved, feeds, depth=depth, max_error=max_error)
     return oracle.verify(Path(candidate))
 
@@ -83,7 +76,7 @@ def bench(
     target: Target = Target(),  # noqa: B008 - frozen
     pairs: int | None = None,
     seed: int = 0,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Comparison:
     """Time *model* against *baseline* in order-balanced pairs in this process.
 
@@ -111,7 +104,7 @@ def bench(
         max_pairs=most,
         time_limit_s=_TIME_LIMIT_S if pairs is None else float("inf"),
         rng=np.random.default_rng(seed),
-        on_progress=lambda done, total: progress("timing", done / max(total, 1)),
+        on_progress=counting(progress, "timing"),
     )
 
 
@@ -121,7 +114,7 @@ def time(
     target: Target = Target(),  # noqa: B008 - frozen
     runs: int | None = None,
     seed: int = 0,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Latency:
     """Median latency of one model; for comparisons use :func:`bench`.
 
@@ -138,7 +131,7 @@ def time(
         max_runs=most,
         time_limit_s=_TIME_LIMIT_S if runs is None else float("inf"),
         rng=np.random.default_rng(seed),
-        on_progress=lambda done, total: progress("timing", done / max(total, 1)),
+        on_progress=counting(progress, "timing"),
     )
 
 
@@ -165,18 +158,16 @@ def explain(
     else:
         wrapped = load(Path(model)) if isinstance(model, str | Path) else parse(model)
         wrapped.unlist_initializers()
-    chosen = tuple(p for p in (catalogue.ALL if passes is None else passes) if not p.required)
-    lowering = {p.name for p in catalogue.LOWER}
+    simplify, lower = catalogue.split(catalogue.ALL if passes is None else passes)
     driver = Driver(wrapped)
     driver.rewriter.infer_shapes()
-    run_passes(driver, [p for p in chosen if p.name not in lowering])
+    run_passes(driver, simplify)
 
     def hold(_: Candidate) -> Variant | Verdict:
         return Verdict.HELD
 
-    for pass_ in chosen:
-        if pass_.name in lowering:
-            driver.run(pass_, hold)
+    for pass_ in lower:
+        driver.run(pass_, hold)
     return driver.ledger.remarks()
 
 
@@ -185,11 +176,5 @@ def _feeds(
 ) -> list[Feeds]:
     if inputs is not None and not isinstance(inputs, str | Path):
         return list(inputs)
-    session: Session = open_session(model, reference_target(target), optimized=False)
-    if inputs is not None:
-        return load_inputs(Path(inputs), session.interface)
-    return make_inputs(session.interface.inputs, target, np.random.default_rng(seed))
-
-
-def _depth(model: Model) -> int:
-    return max(1, sum(len(model.by_op.get(op, {})) for op in ("Conv", "Gemm", "MatMul")))
+    given = None if inputs is None else Path(inputs)
+    return input_sets(model, given, target, np.random.default_rng(seed))

@@ -36,10 +36,7 @@ from pwopt.runtime import (
     Reference,
     UntestableError,
     Verification,
-    load_inputs,
-    make_inputs,
-    open_session,
-    reference_target,
+    input_sets,
     resolve,
 )
 from pwopt.target import Target
@@ -48,7 +45,7 @@ from pwopt.tuning.driver import Driver
 from pwopt.tuning.gate import analytic_review
 from pwopt.tuning.pipeline import Review, Rulings
 from pwopt.tuning.search import Effort, Found, search, settle
-from pwopt.tuning.workbench import Progress, Workbench
+from pwopt.tuning.workbench import Progress, Workbench, silent
 
 __all__ = ["Options", "optimize"]
 
@@ -90,10 +87,6 @@ class Options:
     seed: int = 0
 
 
-def _silent(_: str, __: float | None) -> None:
-    return None
-
-
 @dataclass
 class _Stages:
     """Wall-clock seconds per stage."""
@@ -115,7 +108,7 @@ def optimize(
     output: str | Path | None = None,
     target: Target = Target(),  # noqa: B008 - frozen
     options: Options = Options(),
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Report:
     """Optimize a model file for a target, write the result and say what was done.
 
@@ -217,13 +210,13 @@ class _Line:
     def _reference(self, model: Model) -> tuple[list[Feeds], Reference | None]:
         self.progress("running the original", None)
         try:
-            feeds = self._feeds()
-            depth = sum(len(model.by_op.get(op, {})) for op in ("Conv", "Gemm", "MatMul"))
+            rng = np.random.default_rng(self.options.seed)
+            feeds = input_sets(self.source, self.options.inputs, self.target, rng)
             reference = Reference.of(
                 self.source,
                 self.target,
                 feeds,
-                depth=max(depth, 1),
+                depth=model.depth,
                 max_error=self.options.max_error,
                 precision="float16" if has_float16(model) else None,
             )
@@ -234,14 +227,6 @@ class _Line:
             )
             return [], None
         return feeds, reference
-
-    def _feeds(self) -> list[Feeds]:
-        with open_session(self.source, reference_target(self.target), optimized=False) as session:
-            interface = session.interface
-        if self.options.inputs is not None:
-            return load_inputs(self.options.inputs, interface)
-        rng = np.random.default_rng(self.options.seed)
-        return make_inputs(interface.inputs, self.target, rng)
 
     def _workbench(
         self,
@@ -282,17 +267,8 @@ class _Line:
         if chosen is None:
             chosen = tuple(p for p in catalogue.ALL if p.by_default)
         order = [p.name for p in catalogue.ALL]
-        chosen = tuple(
-            sorted(
-                (p for p in chosen if p.name not in skipped and not p.required),
-                key=lambda p: order.index(p.name),
-            )
-        )
-        lowering = {p.name for p in catalogue.LOWER}
-        return (
-            tuple(p for p in chosen if p.name not in lowering),
-            tuple(p for p in chosen if p.name in lowering),
-        )
+        wanted = (p for p in chosen if p.name not in skipped)
+        return catalogue.split(sorted(wanted, key=lambda p: order.index(p.name)))
 
     def _search(self, bench: Workbench) -> Found:
         rulings = Rulings(limit=self.options.rewrite_limit)
@@ -311,7 +287,7 @@ class _Line:
         return Found(build, build.rulings, None, build.stop.value)
 
     def _write(self, bench: Workbench, found: Found) -> _Final:
-        """Build the winner once more, with the last word on every site, and save it."""
+        """Put the winner in place, built again unless it is the latest build, and its remarks."""
         self.progress("writing", None)
         if found.build is None:
             written = None if self.options.dry_run else self._publish(self.source)
@@ -408,7 +384,7 @@ def _annotated(remark: Remark, rulings: Rulings) -> Remark:
     """The remark of a candidate with what led to its ruling (measured speedups, errors)."""
     if remark.ordinal is None:
         return remark
-    ruling = rulings.find(remark.ordinal, remark.pass_name, str(remark.facts["signature"]))
+    ruling = rulings.find(remark.pass_name, str(remark.facts["signature"]))
     return replace(remark, facts={**remark.facts, **ruling.facts})
 
 

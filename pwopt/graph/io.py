@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -358,14 +357,18 @@ def save_copy(source: Path, path: Path, *, beside: bool | None = None) -> Writte
         beside = has_external_data(load(source))
     if beside:
         return save(load(source), path)
-    if not (path.exists() and path.samefile(source)):
+    if path.exists() and path.samefile(source):
+        return Written(path, file_sha256(path), path.stat().st_size)
+    digest = hashlib.sha256()
 
-        def copy(file: IO[bytes]) -> None:
-            with source.open("rb") as original:
-                shutil.copyfileobj(original, file, _CHUNK)
+    def copy(file: IO[bytes]) -> None:
+        with source.open("rb") as original:
+            while chunk := original.read(_CHUNK):
+                digest.update(chunk)
+                file.write(chunk)
 
-        atomic_write(path, copy)
-    return Written(path, file_sha256(path), path.stat().st_size)
+    atomic_write(path, copy)
+    return Written(path, digest.hexdigest(), path.stat().st_size)
 
 
 def has_external_data(model: Model) -> bool:

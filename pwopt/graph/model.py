@@ -169,6 +169,11 @@ class Model:
         """A key that orders nodes as they stand in the file."""
         return self._positions[id(node)].key()
 
+    @property
+    def depth(self) -> int:
+        """Layers that sum products and so round, at least 1; as if all stood in a row."""
+        return max(1, sum(len(self.by_op.get(op, {})) for op in ("Conv", "Gemm", "MatMul")))
+
     def is_input(self, tensor: Tensor) -> bool:
         """Whether a caller feeds *tensor*."""
         return id(tensor) in self._input_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pwopt.passes import catalogue
@@ -52,6 +53,7 @@ __all__ = [
     "Variant",
     "find",
     "parse_spec",
+    "split",
 ]
 
 SIMPLIFY: tuple[Pass[Any], ...] = (
@@ -80,6 +82,16 @@ LOWER: tuple[Pass[Any], ...] = (
 """Passes that put other operators in place; run once, after the simplifying ones."""
 
 ALL: tuple[Pass[Any], ...] = (Canonicalise(), *SIMPLIFY, *LOWER)
+
+
+def split(chosen: Iterable[Pass[Any]]) -> tuple[tuple[Pass[Any], ...], tuple[Pass[Any], ...]]:
+    """The passes of *chosen* that simplify, and those that lower; required ones run anyway."""
+    lowering = {p.name for p in LOWER}
+    optional = [p for p in chosen if not p.required]
+    return (
+        tuple(p for p in optional if p.name not in lowering),
+        tuple(p for p in optional if p.name in lowering),
+    )
 
 
 def find(name: str) -> Pass[Any]:

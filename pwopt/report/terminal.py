@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -21,17 +21,11 @@ __all__ = [
     "explain_table",
     "figure",
     "inspect_table",
-    "print_to",
     "report_table",
     "verification_table",
 ]
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def print_to(console: Console, renderable: RenderableType) -> None:
-    """Print without wrapping cells at a guess: piped output gets the width it needs."""
-    console.print(renderable)
 
 
 def figure(value: float | None, unit: str = "") -> str:

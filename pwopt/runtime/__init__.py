@@ -9,6 +9,7 @@ from pwopt.runtime.deviation import OutputDeviation, compare_outputs
 from pwopt.runtime.inputs import (
     UnsupportedInputError,
     concrete_shapes,
+    input_sets,
     load_inputs,
     make_inputs,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "compare",
     "compare_outputs",
     "concrete_shapes",
+    "input_sets",
     "interface_difference",
     "load_inputs",
     "load_onnxruntime",

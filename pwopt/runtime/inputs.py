@@ -12,10 +12,23 @@ import numpy as np
 import numpy.typing as npt
 
 from pwopt.errors import UsageError
-from pwopt.runtime.session import Feeds, Interface, TensorSpec, UntestableError
+from pwopt.runtime.session import (
+    Feeds,
+    Interface,
+    TensorSpec,
+    UntestableError,
+    open_session,
+    reference_target,
+)
 from pwopt.target import Target
 
-__all__ = ["UnsupportedInputError", "concrete_shapes", "load_inputs", "make_inputs"]
+__all__ = [
+    "UnsupportedInputError",
+    "concrete_shapes",
+    "input_sets",
+    "load_inputs",
+    "make_inputs",
+]
 
 _WORDS: Final = ("red", "green", "blue", "one", "two", "three", "north", "south")
 _PIXEL_DTYPES: Final = frozenset({"uint8", "int8", "uint16", "int16"})
@@ -94,6 +107,27 @@ def make_inputs(
         {spec.name: _values(spec, shapes[spec.name], kind % 3, rng) for spec in interface_inputs}
         for kind in range(sets)
     ]
+
+
+def input_sets(
+    model: Path, given: Path | None, target: Target, rng: np.random.Generator
+) -> list[Feeds]:
+    """The inputs to run *model* on: those of the file *given*, else generated ones.
+
+    Args:
+        model: the model file; it is loaded, without optimizations, for its interface.
+        given: as :func:`load_inputs` takes it.
+        target: its input shapes fix dynamic dimensions of generated inputs.
+        rng: draws the generated inputs.
+
+    Raises:
+        PwoptError: as :func:`open_session`, :func:`load_inputs` and :func:`make_inputs`.
+    """
+    with open_session(model, reference_target(target), optimized=False) as session:
+        interface = session.interface
+    if given is not None:
+        return load_inputs(given, interface)
+    return make_inputs(interface.inputs, target, rng)
 
 
 def load_inputs(path: Path, interface: Interface, *, chunk: int = 32) -> list[Feeds]:

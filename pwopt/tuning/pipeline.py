@@ -57,12 +57,10 @@ class Rulings:
 
     Attributes:
         limit: candidates with a higher ordinal are held.
-        by_ordinal: rulings for single candidates, above all others.
     """
 
     by_group: Mapping[tuple[str, str], Ruling] = field(default_factory=dict)
     by_pass: Mapping[str, Ruling] = field(default_factory=dict)
-    by_ordinal: Mapping[int, Ruling] = field(default_factory=dict)
     default: Ruling = KEEP
     limit: int | None = None
 
@@ -72,16 +70,11 @@ class Rulings:
             return KEEP
         if self.limit is not None and candidate.ordinal > self.limit:
             return Ruling(Verdict.HELD, facts={"limit": self.limit})
-        return self.find(candidate.ordinal, candidate.pass_.name, candidate.signature)
+        return self.find(candidate.pass_.name, candidate.signature)
 
-    def find(self, ordinal: int, name: str, signature: str) -> Ruling:
+    def find(self, name: str, signature: str) -> Ruling:
         """The ruling for a candidate of pass *name*, the limit aside."""
-        return (
-            self.by_ordinal.get(ordinal)
-            or self.by_group.get((name, signature))
-            or self.by_pass.get(name)
-            or self.default
-        )
+        return self.by_group.get((name, signature)) or self.by_pass.get(name) or self.default
 
 
 Review = Callable[[Change], Verdict]

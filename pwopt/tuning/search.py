@@ -224,7 +224,7 @@ class _Search:
     def _settle_group(self, best: Build, group: tuple[str, str], variants: list[str]) -> Build:
         """One group of equal sites by itself: every other choice against the current one."""
         name = group[0]
-        current = self.rulings.find(0, *group)
+        current = self.rulings.find(*group)
         choices: list[Ruling] = [Ruling(variant=v) for v in variants]
         if current.verdict is Verdict.KEPT:
             choices = [c for c in choices if c.variant != current.variant]

@@ -17,13 +17,22 @@ from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.pipeline import Review, Ruling, Rulings, StopReason, run_passes
 
-__all__ = ["Build", "Precision", "Workbench"]
+__all__ = ["Build", "Precision", "Progress", "Workbench", "counting", "silent"]
 
 _HALF_WIDTH = 0.005
 """Timing ends when the interval of the ratio is this narrow, on either side."""
 
 Progress = Callable[[str, float | None], None]
 """Told what is going on and, where known, how much of it is done (0 to 1)."""
+
+
+def silent(_: str, __: float | None) -> None:
+    """Progress that nobody wants to see."""
+
+
+def counting(progress: Progress, label: str) -> Callable[[int, int], None]:
+    """*progress* for something that counts its steps."""
+    return lambda done, total: progress(label, done / max(total, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +189,7 @@ class Workbench:
             precision=_HALF_WIDTH,
             rng=np.random.default_rng(self._seed),
             decide=decide,
-            on_progress=lambda done, total: self.progress(label, done / max(total, 1)),
+            on_progress=counting(self.progress, label),
         )
 
     def close(self) -> None:

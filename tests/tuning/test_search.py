@@ -51,7 +51,7 @@ class SyntheticBench:
         remarks = []
         applied = []
         for ordinal, (name, group, variants) in enumerate(self.sites, start=1):
-            ruling = rulings.find(ordinal, name, group)
+            ruling = rulings.find(name, group)
             if rulings.limit is not None and ordinal > rulings.limit:
                 ruling = Ruling(Verdict.HELD)
             variant = ruling.variant or variants[0]
@@ -161,7 +161,7 @@ def test_a_lowering_that_loses_everywhere_is_rejected_with_its_figure() -> None:
     assert found.build is not None
     rejected = [r for r in found.build.remarks if r.kind is Kind.REJECTED]
     assert len(rejected) == 2
-    ruling = found.build.rulings.find(1, "lower", "a")
+    ruling = found.build.rulings.find("lower", "a")
     assert float(str(ruling.facts["speedup"])) < 1
 
 
