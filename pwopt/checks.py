@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pwopt import passes as catalogue
-from pwopt.graph import Model, ModelProto, load, parse
+from pwopt.graph import Facts, Model, ModelProto, has_float16, load, parse
 from pwopt.passes.contract import Variant
 from pwopt.remark import Remark, Verdict
 from pwopt.runtime import (
@@ -34,6 +35,8 @@ __all__ = ["bench", "explain", "node_times_us", "time", "verify"]
 
 _DEFAULT_PAIRS = (15, 121)
 _TIME_LIMIT_S = 30.0
+_RUNTIME_AFFIXES = re.compile(r"^fused |(_nchwc)?(_token_\d+)?$")
+"""What ONNX Runtime adds to the name of a node that it fused, or of the tensor that it writes."""
 
 
 def verify(
@@ -64,8 +67,15 @@ def verify(
     """
     resolved = resolve(target)
     feeds = _feeds(Path(reference), inputs, resolved, seed)
-    depth = load(Path(reference)).depth
-    oracle = Reference.of(Path(reference), resolved, feeds, depth=depth, max_error=max_error)
+    loaded = load(Path(reference))
+    oracle = Reference.of(
+        Path(reference),
+        resolved,
+        feeds,
+        depth=loaded.depth,
+        max_error=max_error,
+        precision="float16" if has_float16(loaded) else None,
+    )
     return oracle.verify(Path(candidate))
 
 
@@ -136,13 +146,26 @@ def time(
 
 
 def node_times_us(model: str | Path, *, target: Target = Target()) -> Mapping[str, float]:  # noqa: B008
-    """Median microseconds per node, by node name, as ONNX Runtime's profiler sees them.
+    """Median microseconds per node, by site, as ONNX Runtime's profiler sees them.
 
-    Nodes that the runtime fused away have no entry; nodes it added are listed under its names.
+    The time of nodes that the runtime fused stands at the one whose output the fused node writes;
+    nodes that it added, such as those between layouts, are listed under the runtime's names.
+
+    Raises:
+        PwoptError: the model cannot be loaded or run.
     """
     resolved = resolve(target)
     feeds = _feeds(Path(model), None, resolved, 0)[0]
-    return {n.name: n.median_us for n in profile(Path(model), resolved, feeds).nodes}
+    loaded = load(Path(model))
+    facts = Facts(loaded)
+    sites = {facts.site(node) for node in loaded.nodes.values()}
+    writers = {t.name: facts.site(n) for n in loaded.nodes.values() for t in n.outputs}
+    times: dict[str, float] = {}
+    for node in profile(Path(model), resolved, feeds).nodes:
+        stem = _RUNTIME_AFFIXES.sub("", node.name)
+        site = stem if stem in sites else writers.get(stem, node.name)
+        times[site] = times.get(site, 0.0) + node.median_us
+    return times
 
 
 def explain(

@@ -129,7 +129,7 @@ def _fail(message: str, code: int) -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="pwopt")
 def main() -> None:
-    r"""Make ONNX convolutional networks faster on ONNX Runtime; never slower, never wrong.
+    """Make ONNX convolutional networks faster on ONNX Runtime; never slower, never wrong.
 
     MODEL is a path, or example:NAME for a reference model that pwopt builds itself.
 
@@ -198,7 +198,7 @@ def optimize(
     seed: int,
     as_json: bool,
 ) -> None:
-    r"""Rewrite MODEL, keep what is verified and measured faster, and say what was done.
+    """Rewrite MODEL, keep what is verified and measured faster, and say what was done.
 
     \b
     Example:
@@ -267,7 +267,7 @@ def verify(
     seed: int,
     as_json: bool,
 ) -> None:
-    r"""Compare what CANDIDATE computes with REFERENCE; exit code 3 if they differ.
+    """Compare what CANDIDATE computes with REFERENCE; exit code 3 if they differ.
 
     \b
     Example:
@@ -311,7 +311,7 @@ def bench(
     seed: int,
     as_json: bool,
 ) -> None:
-    r"""Time MODEL, in pairs with BASELINE if one is given.
+    """Time MODEL, in pairs with BASELINE if one is given.
 
     \b
     Example:
@@ -357,7 +357,7 @@ def inspect(
     profile: bool,
     as_json: bool,
 ) -> None:
-    r"""Per layer and in total: shapes, params, MACs, bytes moved, arithmetic intensity.
+    """Per layer and in total: shapes, params, MACs, bytes moved, arithmetic intensity.
 
     \b
     Example:
@@ -393,7 +393,7 @@ def inspect(
 @json_option
 @reports_errors
 def explain(model: str, node: str | None, passes: str | None, as_json: bool) -> None:
-    r"""What each pass says about each site: applies, or declines and why; measures nothing.
+    """What each pass says about each site: applies, or declines and why; measures nothing.
 
     \b
     Example:
@@ -424,7 +424,7 @@ def explain(model: str, node: str | None, passes: str | None, as_json: bool) -> 
 @json_option
 @reports_errors
 def show_passes(name: str | None, as_json: bool) -> None:
-    r"""List the passes, or show the documentation of one.
+    """List the passes, or show the documentation of one.
 
     \b
     Example:
@@ -451,7 +451,7 @@ def models() -> None:
 @json_option
 @reports_errors
 def list_models(as_json: bool) -> None:
-    r"""List the reference models.
+    """List the reference models.
 
     \b
     Example:
@@ -473,7 +473,7 @@ def list_models(as_json: bool) -> None:
 @click.option("--batch", default="1", show_default=True, help="A number, or a name for dynamic.")
 @reports_errors
 def export_model(name: str, output: Path | None, seed: int, batch: str) -> None:
-    r"""Write a reference model.
+    """Write a reference model.
 
     \b
     Example:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -32,7 +33,6 @@ from pwopt.remark import Kind, Remark, Tally, Verdict
 from pwopt.result import CostChange, ErrorFigures, LatencyFigures, ModelFile, Report, Totals
 from pwopt.runtime import (
     Comparison,
-    Feeds,
     Reference,
     UntestableError,
     Verification,
@@ -45,7 +45,7 @@ from pwopt.tuning.driver import Driver
 from pwopt.tuning.gate import analytic_review
 from pwopt.tuning.pipeline import Review, Rulings
 from pwopt.tuning.search import Effort, Found, search, settle
-from pwopt.tuning.workbench import Progress, Workbench, silent
+from pwopt.tuning.workbench import Oracle, Progress, Workbench, silent
 
 __all__ = ["Options", "optimize"]
 
@@ -166,12 +166,15 @@ class _Line:
         self.prepared = False
 
     def run(self) -> Report:
-        with tempfile.TemporaryDirectory(prefix="pwopt-") as scratch:
-            with self.stages.stage("load"):
-                model = self._load()
-            with self.stages.stage("reference"):
-                feeds, reference = self._reference(model)
-            bench = self._workbench(model, reference, feeds, Path(scratch))
+        with self.stages.stage("load"):
+            model = self._load()
+        with (
+            tempfile.TemporaryDirectory(prefix="pwopt-") as scratch,
+            ThreadPoolExecutor(max_workers=1) as beside,
+        ):
+            precision = "float16" if has_float16(model) else None
+            oracle = beside.submit(self._oracle, model.depth, precision)
+            bench = self._workbench(model, oracle, Path(scratch))
             try:
                 with self.stages.stage("search"):
                     found = self._search(bench)
@@ -179,7 +182,7 @@ class _Line:
                     final = self._write(bench, found)
             finally:
                 bench.close()
-        return self._report(found, final, len(feeds))
+        return self._report(found, final, len(bench.feeds))
 
     # -- stages --------------------------------------------------------------------------------
 
@@ -189,7 +192,9 @@ class _Line:
         broken = find_nan(model)
         if broken is not None:
             raise InvalidModelError(f"{self.source}: initializer '{broken}' holds NaN")
-        self.before = self._totals(model, size_on_disk(self.source, model))
+        size_bytes = size_on_disk(self.source, model)
+        self.original = Written(self.source, file_sha256(self.source), size_bytes)
+        self.before = self._totals(model, size_bytes)
         self.opset_before = model.opset
         self.has_external_data = has_external_data(model)
         if self.options.opset is not None:
@@ -207,51 +212,54 @@ class _Line:
             )
         return model
 
-    def _reference(self, model: Model) -> tuple[list[Feeds], Reference | None]:
+    def _oracle(self, depth: int, precision: str | None) -> Oracle:
+        """Run the original; in a thread of its own, so that rewriting need not wait for it."""
         self.progress("running the original", None)
-        try:
-            rng = np.random.default_rng(self.options.seed)
-            feeds = input_sets(self.source, self.options.inputs, self.target, rng)
-            reference = Reference.of(
-                self.source,
-                self.target,
-                feeds,
-                depth=model.depth,
-                max_error=self.options.max_error,
-                precision="float16" if has_float16(model) else None,
-            )
-        except UntestableError as error:
-            self.notes.append(
-                f"The original could not be executed, so nothing was changed: {error}"
-                " (give real inputs with --calibration FILE.npz)."
-            )
-            return [], None
-        return feeds, reference
+        with self.stages.stage("reference"):
+            try:
+                rng = np.random.default_rng(self.options.seed)
+                feeds = input_sets(self.source, self.options.inputs, self.target, rng)
+                reference = Reference.of(
+                    self.source,
+                    self.target,
+                    feeds,
+                    depth=depth,
+                    max_error=self.options.max_error,
+                    precision=precision,
+                )
+            except UntestableError as error:
+                self.notes.append(
+                    f"The original could not be executed, so nothing was changed: {error}"
+                    " (give real inputs with --calibration FILE.npz)."
+                )
+                return Oracle((), None)
+            return Oracle(feeds, reference)
 
     def _workbench(
         self,
         model: Model,
-        reference: Reference | None,
-        feeds: Sequence[Feeds],
+        oracle: Future[Oracle],
         scratch: Path,
     ) -> Workbench:
         driver = Driver(model)
-        driver.rewriter.infer_shapes()
+        try:
+            driver.rewriter.infer_shapes()
+        except InvalidModelError as error:
+            raise InvalidModelError(f"{self.source}: {error}") from error
         simplify, lower = self._selected()
         clockless = self.options.effort is Effort.NONE and self.options.passes is None
         return Workbench(
             driver,
             self.source,
             scratch,
-            reference,
-            feeds,
+            oracle,
             self.target,
             simplify=simplify,
             lower=lower,
             review=self._review(driver) if clockless else None,
             prepared=self.prepared,
             seed=self.options.seed,
-            max_bytes=self.options.max_size_growth * self.before.size_bytes,
+            max_bytes=self.options.max_size_growth * self.original.size_bytes,
             progress=self.progress,
         )
 
@@ -272,6 +280,8 @@ class _Line:
 
     def _search(self, bench: Workbench) -> Found:
         rulings = Rulings(limit=self.options.rewrite_limit)
+        if self.options.effort is Effort.NONE:
+            bench.build(rulings)  # while the original still runs
         if bench.reference is None:
             return Found(None, rulings, None, "the original cannot be executed on this target")
         try:
@@ -290,9 +300,8 @@ class _Line:
         """Put the winner in place, built again unless it is the latest build, and its remarks."""
         self.progress("writing", None)
         if found.build is None:
-            written = None if self.options.dry_run else self._publish(self.source)
             return _Final(
-                written or Written(self.source, file_sha256(self.source), self.before.size_bytes),
+                self._published(self.original),
                 self.opset_before,
                 self.before,
                 tuple(_overruled(bench, found.rulings)),
@@ -301,7 +310,7 @@ class _Line:
         build = bench.build(found.build.rulings)
         verification = bench.verify(build)
         model = bench.driver.model
-        written = build.written if self.options.dry_run else self._publish(build.written.path)
+        written = self._published(build.written)
         return _Final(
             written,
             model.opset,
@@ -310,10 +319,12 @@ class _Line:
             verification,
         )
 
-    def _publish(self, model: Path) -> Written:
-        """Put the winner in place: the very file that was verified and timed."""
-        beside = model.with_name(f"{model.name}.data").exists() or (
-            model == self.source and self.has_external_data
+    def _published(self, model: Written) -> Written:
+        """Put the winner in place, the very file that was verified and timed; not in a dry run."""
+        if self.options.dry_run:
+            return model
+        beside = model.path.with_name(f"{model.path.name}.data").exists() or (
+            model is self.original and self.has_external_data
         )
         return save_copy(model, self.destination, beside=beside)
 
@@ -327,7 +338,7 @@ class _Line:
         return Report(
             pwopt=version("pwopt"),
             model=ModelFile(
-                self.source, file_sha256(self.source), self.opset_before, self.before.size_bytes
+                self.source, self.original.sha256, self.opset_before, self.original.size_bytes
             ),
             output=ModelFile(
                 None if self.options.dry_run else self.destination,

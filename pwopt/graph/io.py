@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -342,33 +343,23 @@ def _save_external(model: Model, head: onnx.ModelProto, path: Path, *, durable: 
     return Written(path, hashlib.sha256(text).hexdigest(), len(text) + data_path.stat().st_size)
 
 
-def save_copy(source: Path, path: Path, *, beside: bool | None = None) -> Written:
+def save_copy(source: Written, path: Path, *, beside: bool) -> Written:
     """Copy a model file as it is; with external data it is read and written anew.
 
     Args:
         source: the model file.
         path: where to.
-        beside: whether *source* has external data, where that is known already.
+        beside: whether *source* has external data.
 
     Raises:
         OutputError: the copy cannot be written.
     """
-    if beside is None:
-        beside = has_external_data(load(source))
     if beside:
-        return save(load(source), path)
-    if path.exists() and path.samefile(source):
-        return Written(path, file_sha256(path), path.stat().st_size)
-    digest = hashlib.sha256()
-
-    def copy(file: IO[bytes]) -> None:
-        with source.open("rb") as original:
-            while chunk := original.read(_CHUNK):
-                digest.update(chunk)
-                file.write(chunk)
-
-    atomic_write(path, copy)
-    return Written(path, digest.hexdigest(), path.stat().st_size)
+        return save(load(source.path), path)
+    if not (path.exists() and path.samefile(source.path)):
+        with source.path.open("rb") as original:
+            atomic_write(path, lambda file: shutil.copyfileobj(original, file, _CHUNK))
+    return replace(source, path=path)
 
 
 def has_external_data(model: Model) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from functools import cache
 from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
@@ -511,7 +512,8 @@ def _member(kind: type[E], key: str, value: str) -> E:
         ) from None
 
 
-def _amplification(plan: Plan, kernel: Sequence[int]) -> float:
+@cache
+def _amplification(plan: Plan, kernel: tuple[int, ...]) -> float:
     """How much the error grows; infinite where the tile is not used."""
     if max(plan.tile + kernel[a] - 1 for a in plan.axes) not in _FILTERINGS:
         return math.inf

@@ -143,9 +143,11 @@ def inspect_table(cost: ModelCost, times_us: Mapping[str, float] | None = None) 
     for node in cost.nodes:
         table.add_row(node.site, node.op, _shapes(node), *_figures(node, times_us))
     total = [figure(cost.params), figure(cost.macs), figure(cost.bytes), f"{cost.intensity:.3g}"]
+    table.add_section()
     if times_us is not None:
         total.append(f"{sum(times_us.values()):.0f}")
-    table.add_section()
+        own = sum(times_us.values()) - sum(times_us.get(n.site, 0.0) for n in cost.nodes)
+        table.add_row("added by the runtime", *[""] * 6, f"{own:.0f}")
     table.add_row("total", "", "", *total, style="bold")
     return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.pipeline import Review, Ruling, Rulings, StopReason, run_passes
 
-__all__ = ["Build", "Precision", "Progress", "Workbench", "counting", "silent"]
+__all__ = ["Build", "Oracle", "Precision", "Progress", "Workbench", "counting", "silent"]
 
 _HALF_WIDTH = 0.005
 """Timing ends when the interval of the ratio is this narrow, on either side."""
@@ -72,10 +73,24 @@ class Precision:
     seconds: float
 
 
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """What the original computes.
+
+    Attributes:
+        feeds: the input sets; the first one is timed with.
+        reference: its outputs; ``None`` if it cannot be executed.
+    """
+
+    feeds: Sequence[Feeds]
+    reference: Reference | None
+
+
 class Workbench:
     """Everything a search needs at hand. One graph, rewritten and undone; scratch files; sessions.
 
     Sessions stay open for the original and one other model, since both are compared repeatedly.
+    The oracle may still be at work while the first model is built.
     """
 
     def __init__(
@@ -83,8 +98,7 @@ class Workbench:
         driver: Driver,
         original: Path,
         scratch: Path,
-        reference: Reference | None,
-        feeds: Sequence[Feeds],
+        oracle: Future[Oracle],
         target: Target,
         *,
         simplify: Sequence[AnyPass],
@@ -97,14 +111,13 @@ class Workbench:
     ) -> None:
         self.driver = driver
         self.original = original
-        self.reference = reference
-        self.feeds = feeds
         self.target = target
         self.simplify = tuple(simplify)
         self.lower = tuple(lower)
         self.review = review
         self.max_bytes = max_bytes
         self.progress = progress
+        self._oracle = oracle
         self._base = driver.checkpoint()
         self._scratch = scratch
         self._seed = seed
@@ -113,6 +126,16 @@ class Workbench:
         self._latest: Build | None = None
         self._sessions: dict[Path, Session] = {}
         self._verified: dict[str, Verification] = {}
+
+    @property
+    def feeds(self) -> Sequence[Feeds]:
+        """The input sets; waits for the oracle."""
+        return self._oracle.result().feeds
+
+    @property
+    def reference(self) -> Reference | None:
+        """Outputs of the original, if it can be executed; waits for the oracle."""
+        return self._oracle.result().reference
 
     def build(self, rulings: Rulings) -> Build:
         """Run the passes under *rulings* on the loaded model and save the result.
@@ -140,12 +163,13 @@ class Workbench:
 
     def verify(self, build: Build) -> Verification | None:
         """Compare *build* with the original; ``None`` if the original cannot be executed."""
-        if self.reference is None:
+        reference = self.reference
+        if reference is None:
             return None
         known = self._verified.get(build.written.sha256)
         if known is None:
             self.progress("verifying", None)
-            known = self.reference.verify(build.written.path)
+            known = reference.verify(build.written.path)
             self._verified[build.written.sha256] = known
         return known
 

@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from pwopt.errors import InvalidModelError, OutputError
-from pwopt.graph import Facts, file_sha256, find_nan, load, parse, save, save_copy, size_on_disk
+from pwopt.graph import (
+    Facts,
+    Written,
+    file_sha256,
+    find_nan,
+    load,
+    parse,
+    save,
+    save_copy,
+    size_on_disk,
+)
 from pwopt.graph.io import atomic_write
 from tests.graph import samples
 
@@ -134,7 +144,8 @@ def test_external_data_is_written_beside_the_output(beside: Path, tmp_path: Path
 
 def test_a_copy_takes_external_data_along(beside: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy.onnx"
-    save_copy(beside, target)
+    source = Written(beside, file_sha256(beside), size_on_disk(beside, load(beside)))
+    assert save_copy(source, target, beside=True).path == target
     np.testing.assert_array_equal(_weight_of(target), _weight_of(beside))
 
 

@@ -160,6 +160,9 @@ def test_inspect_counts(source: Path) -> None:
     text = invoke("inspect", source, "--profile", "--threads", 1).stdout
     assert "total" in text
     assert "FLOP/byte" in text
+    timed = json.loads(invoke("inspect", source, "--profile", "--threads", 1, "--json").stdout)
+    # The runtime fuses and renames; the time must still stand at nodes of the model.
+    assert {n["site"] for n in timed["nodes"]} & set(timed["time_us"])
 
 
 def test_explain_names_every_site(source: Path) -> None:
@@ -346,7 +349,14 @@ def test_every_command_shows_an_example() -> None:
     for command in (main, *main.commands.values()):
         text = command.get_help(main.make_context("pwopt", [], resilient_parsing=True))
         if command.name != "models":
-            assert "pwopt " in text.partition("Example:")[2]
+            example = text.partition("\n  Example:\n")[2]  # on lines of its own, not wrapped
+            assert example.strip().startswith("pwopt ")
+
+
+def test_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "pwopt", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("pwopt, version ")
 
 
 def test_help_imports_no_heavy_package() -> None:
