@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 import pwopt
+from benchmarks.conditions import conditions
 from benchmarks.zoo import Entry, collection
 from pwopt.report.json import to_json
 from pwopt.tuning.search import Effort
@@ -43,6 +44,7 @@ def optimize(
         r for r in row["remarks"] if r["kind"] != "declined" and r["pass"] != "canonicalise"
     ][:40]
     row["name"], row["kind"] = entry.name, entry.kind
+    row["conditions"] = conditions()
     row["model"]["path"] = row["output"]["path"] = entry.name
     return row
 

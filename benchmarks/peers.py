@@ -21,9 +21,17 @@ import numpy as np
 import onnx
 
 import pwopt
+from benchmarks.conditions import conditions
 from benchmarks.zoo import Entry, collection
 from pwopt.errors import PwoptError
-from pwopt.runtime import Feeds, Session, make_inputs, open_session, resolve
+from pwopt.runtime import (
+    Feeds,
+    Session,
+    make_inputs,
+    median_interval,
+    open_session,
+    resolve,
+)
 from pwopt.tuning.search import Effort
 
 RECORD = Path(__file__).parent / "records" / "peers-{threads}.json"
@@ -109,6 +117,7 @@ def measure(entry: Entry, folder: Path, threads: int, kept: Path | None) -> dict
     target = resolve(pwopt.Target("cpu", threads=threads, input_shapes=entry.input_shapes))
     sessions = {"original": open_session(source, target)}
     row: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "tools": {}}
+    row["conditions"] = conditions()
     for name, tool in TOOLS.items():
         output = folder / f"{name}.onnx"
         try:
@@ -128,9 +137,14 @@ def measure(entry: Entry, folder: Path, threads: int, kept: Path | None) -> dict
             row["tools"][name] = {"failed": f"does not run like the original: {error}"[:200]}
             del sessions[name]
     times = rounds(sessions, feeds, count=61, seconds=30.0)
-    for index, name in enumerate(sessions):
+    columns = dict(zip(sessions, times.T, strict=True))
+    row["over"] = {}
+    rng = np.random.default_rng(0)
+    for name, taken in columns.items():
         if name != "original":
-            row["tools"][name]["speedup"] = float(np.median(times[:, 0] / times[:, index]))
+            row["tools"][name]["speedup"] = float(np.median(columns["original"] / taken))
+        if name != "pwopt":
+            row["over"][name] = median_interval(taken / columns["pwopt"], rng)
     row["original_ms"] = float(np.median(times[:, 0]))
     row["rounds"] = len(times)
     return row

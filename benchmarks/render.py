@@ -14,7 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.conditions import sentence
+
 HERE = Path(__file__).parent
+_SAME = 1e-3
+"""A tool whose output lies further from the original's is left out of the comparison."""
+
 RESULTS = HERE.parent / "docs" / "results.md"
 
 
@@ -48,31 +53,65 @@ def collection_table(rows: list[dict[str, Any]]) -> str:
     mean = float(np.exp(np.mean(np.log(speedups))))
     lines += ["", f"{len(rows)} models; geometric mean of the speedups {mean:.3f};"]
     lines[-1] += f" the least is {min(speedups):.3f}."
-    return "\n".join(lines)
+    return "\n".join([*lines, *_conditions(rows)])
 
 
 def peers_table(rows: list[dict[str, Any]]) -> str:
     """Speedups over the original, all in one run per model."""
     tools = ["onnxsim", "onnxslim", "onnxoptimizer", "pwopt"]
-    lines = [f"| model | {' | '.join(tools)} | pwopt over the best peer |", "|---" * 6 + "|"]
+    header = [*tools, "pwopt over the best of the others", "95% interval", "rounds"]
+    lines = [f"| model | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
     means: dict[str, list[float]] = {tool: [] for tool in tools}
     for row in rows:
-        cells, best = [], 1.0
-        for tool in tools:
-            result = row["tools"].get(tool, {"failed": "did not run"})
-            if "speedup" not in result:
-                cells.append("failed")
-                means[tool].append(1.0)
-                continue
-            cells.append(f"{result['speedup']:.3f}")
-            means[tool].append(result["speedup"])
-            if tool != "pwopt" and result["error"] < 1e-3:
-                best = max(best, result["speedup"])
-        ours = row["tools"]["pwopt"].get("speedup", 0.0)
-        lines.append(f"| {row['name']} | {' | '.join(cells)} | {ours / best:.3f} |")
+        results = {tool: row["tools"].get(tool, {"failed": "did not run"}) for tool in tools}
+        for tool, result in results.items():
+            means[tool].append(result.get("speedup", 1.0))
+        cells = [f"{r['speedup']:.3f}" if "speedup" in r else "failed" for r in results.values()]
+        over, (low, high) = row["over"][_best_peer(results)]
+        cells += [f"{over:.3f}", f"{low:.3f} to {high:.3f}", str(row["rounds"])]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     geometric = [f"{float(np.exp(np.mean(np.log(v)))):.3f}" for v in means.values()]
-    lines.append(f"| geometric mean | {' | '.join(geometric)} | |")
-    return "\n".join(lines)
+    lines.append(f"| geometric mean | {' | '.join(geometric)} | | | |")
+    return "\n".join([*lines, *_conditions(rows)])
+
+
+def _best_peer(results: dict[str, dict[str, Any]]) -> str:
+    """The fastest of the other tools that computes the same; the original if it is faster."""
+    speedups: dict[str, float] = {"original": 1.0} | {
+        tool: result["speedup"]
+        for tool, result in results.items()
+        if tool != "pwopt" and "speedup" in result and result["error"] < _SAME
+    }
+    return max(speedups, key=speedups.__getitem__)
+
+
+def _conditions(rows: list[dict[str, Any]]) -> list[str]:
+    """What the rows were measured on; one line if it was the same for all."""
+    return ["", *dict.fromkeys(sentence(row["conditions"]) for row in rows)]
+
+
+def whole_process_table(record: dict[str, Any]) -> str:
+    """Seconds of whole processes, and their memory beside the runtime's own."""
+    lines = ["| whole process | median s | range | runs | asked |", "|---|---|---|---|---|"]
+    for row in record["times"]:
+        low, high = row["range"]
+        lines.append(
+            f"| `{row['what']}` | {row['seconds']:.2f} | {low:.2f} to {high:.2f} | {row['runs']} |"
+            f" under {row['asked']:g} |"
+        )
+    lines += [
+        "",
+        "| MiB, `--effort none` | file | ONNX Runtime alone | imports | peak | files on top |",
+        "|---" * 6 + "|",
+    ]
+    for row in record["memory"]:
+        alone, imports, peak = row["runtime_mib"], row["imports_mib"], row["peak_mib"]
+        on_top = (peak - alone - imports) / row["file_mib"]
+        lines.append(
+            f"| {row['what']} | {row['file_mib']:.0f} | {alone:.0f} | {imports:.0f} | {peak:.0f} |"
+            f" {on_top:.1f} |"
+        )
+    return "\n".join([*lines, "", sentence(record["conditions"])])
 
 
 SHOWN = (
@@ -132,6 +171,9 @@ def main() -> None:
     """Replace every marked table for which there is a record."""
     for path in sorted((HERE / "records").glob("*.json")):
         rows = json.loads(path.read_text())
+        if path.stem == "whole-process":
+            fill(RESULTS, path.stem, whole_process_table(rows))
+            continue
         if path.stem.startswith("peers"):
             fill(RESULTS, path.stem, peers_table(rows))
             continue

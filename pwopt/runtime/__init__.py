@@ -13,7 +13,7 @@ from pwopt.runtime.inputs import (
     load_inputs,
     make_inputs,
 )
-from pwopt.runtime.measure import Comparison, Latency, compare, measure
+from pwopt.runtime.measure import Comparison, Latency, compare, measure, median_interval
 from pwopt.runtime.profile import NodeTime, Profile, profile
 from pwopt.runtime.session import (
     ExecutionError,
@@ -65,6 +65,7 @@ __all__ = [
     "load_onnxruntime",
     "make_inputs",
     "measure",
+    "median_interval",
     "open_session",
     "profile",
     "reference_target",

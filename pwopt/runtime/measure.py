@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from pwopt.errors import UsageError
 from pwopt.runtime.session import Session, Value
@@ -30,6 +31,7 @@ __all__ = [
     "compare_samplers",
     "measure",
     "measure_sampler",
+    "median_interval",
 ]
 
 Sampler: TypeAlias = Callable[[], float]
@@ -215,12 +217,12 @@ def compare_samplers(
         if len(times) not in looks:
             continue
         ratios = _ratios(times)
-        speedup, interval = _median_interval(ratios, rng)
+        speedup, interval = median_interval(ratios, rng)
         was_narrow, narrow = narrow, _is_narrow(speedup, interval, precision)
         if (narrow and was_narrow) or _is_decided(ratios, interval, decide):
             break
     ratios = _ratios(times)
-    speedup, interval = _median_interval(ratios, rng)
+    speedup, interval = median_interval(ratios, rng)
     return Comparison(
         baseline=_latency([a for a, _ in times], rng),
         candidate=_latency([b for _, b in times], rng),
@@ -294,7 +296,7 @@ def measure_sampler(
             break
         if len(times) not in looks:
             continue
-        was_narrow, narrow = narrow, _is_narrow(*_median_interval(times, rng), precision)
+        was_narrow, narrow = narrow, _is_narrow(*median_interval(times, rng), precision)
         if narrow and was_narrow:
             break
     return _latency(times, rng)
@@ -355,8 +357,8 @@ def _excludes(interval: tuple[float, float], decide: float | None) -> bool:
     return decide is not None and not interval[0] <= decide <= interval[1]
 
 
-def _median_interval(
-    values: Sequence[float], rng: np.random.Generator
+def median_interval(
+    values: Sequence[float] | npt.NDArray[np.float64], rng: np.random.Generator
 ) -> tuple[float, tuple[float, float]]:
     """Median of two or more *values*, and its percentile bootstrap interval."""
     stats = _scipy_stats()
@@ -380,7 +382,7 @@ def _scipy_stats() -> Any:
 
 
 def _latency(times: Sequence[float], rng: np.random.Generator) -> Latency:
-    median, interval = _median_interval(times, rng)
+    median, interval = median_interval(times, rng)
     return Latency(median_ms=median, ci95_ms=interval, runs=len(times))
 
 
