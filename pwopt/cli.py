@@ -69,8 +69,22 @@ class OptionParam(click.ParamType):  # type: ignore[type-arg]
         return key, text
 
 
-def target_options(command: Callable[P, None]) -> Callable[P, None]:
-    """The options that describe a target."""
+def target_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that describe a target; *command* takes it as ``target``."""
+
+    @wraps(command)
+    def wrapper(
+        *args: Any,
+        provider: str,
+        provider_options: tuple[tuple[str, str], ...],
+        threads: int,
+        input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+        **others: Any,
+    ) -> None:
+        target = Target(provider, threads, dict(provider_options), dict(input_shapes))
+        command(*args, target=target, **others)
+
+    described: Callable[..., None] = wrapper
     for option in (
         click.option(
             "--input-shape",
@@ -95,8 +109,8 @@ def target_options(command: Callable[P, None]) -> Callable[P, None]:
         ),
         click.option("--provider", default="cpu", show_default=True, help="cpu or cuda."),
     ):
-        command = option(command)
-    return command
+        described = option(described)
+    return described
 
 
 def json_option(command: Callable[P, None]) -> Callable[P, None]:
@@ -178,10 +192,7 @@ def main() -> None:
 def optimize(
     model: str,
     output: Path | None,
-    provider: str,
-    provider_options: tuple[tuple[str, str], ...],
-    threads: int,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    target: Target,
     effort: str,
     passes: str | None,
     skip_passes: str | None,
@@ -231,7 +242,6 @@ def optimize(
         dry_run=dry_run,
         seed=seed,
     )
-    target = _target(provider, provider_options, threads, input_shapes)
     with _model_file(model) as path, _progress() as progress:
         if output is None and path != Path(model):
             output = Path(f"{path.stem}.opt.onnx")
@@ -259,10 +269,7 @@ def verify(
     reference: str,
     candidate: str,
     inputs: Path | None,
-    provider: str,
-    provider_options: tuple[tuple[str, str], ...],
-    threads: int,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    target: Target,
     max_error: float | None,
     seed: int,
     as_json: bool,
@@ -277,7 +284,6 @@ def verify(
 
     from pwopt import checks
 
-    target = _target(provider, provider_options, threads, input_shapes)
     with _model_file(reference) as first, _model_file(candidate) as second:
         result = checks.verify(first, second, inputs, target=target, max_error=max_error, seed=seed)
     if as_json:
@@ -302,10 +308,7 @@ def verify(
 def bench(
     model: str,
     baseline: str | None,
-    provider: str,
-    provider_options: tuple[tuple[str, str], ...],
-    threads: int,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    target: Target,
     pairs: int | None,
     fail_below: float | None,
     seed: int,
@@ -323,7 +326,6 @@ def bench(
 
     if fail_below is not None and baseline is None:
         raise click.UsageError("--fail-below needs a BASELINE to compare with")
-    target = _target(provider, provider_options, threads, input_shapes)
     with _model_file(model) as path, _progress() as progress:
         if baseline is None:
             latency = checks.time(path, target=target, runs=pairs, seed=seed, progress=progress)
@@ -350,10 +352,7 @@ def bench(
 @reports_errors
 def inspect(
     model: str,
-    provider: str,
-    provider_options: tuple[tuple[str, str], ...],
-    threads: int,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    target: Target,
     profile: bool,
     as_json: bool,
 ) -> None:
@@ -369,7 +368,6 @@ def inspect(
     from pwopt.cost import model_cost
     from pwopt.report.terminal import inspect_table
 
-    target = _target(provider, provider_options, threads, input_shapes)
     with _model_file(model) as path:
         cost = model_cost(_loaded(path), target.input_shapes)
         times = checks.node_times_us(path, target=target) if profile else None
@@ -488,15 +486,6 @@ def export_model(name: str, output: Path | None, seed: int, batch: str) -> None:
 
 
 # -- helpers -------------------------------------------------------------------------------------
-
-
-def _target(
-    provider: str,
-    provider_options: tuple[tuple[str, str], ...],
-    threads: int,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
-) -> Target:
-    return Target(provider, threads, dict(provider_options), dict(input_shapes))
 
 
 def _loaded(path: Path) -> Model:
