@@ -4,7 +4,8 @@ Transposes by one permutation and by its inverse lead back and forth between two
 them lie operators to which the layout is indifferent: elementwise ones, and those that only name
 axes. What is the cheapest layout for each of these operators is a minimum s-t cut (Picard and
 Ratliff 1975): an operator is a node, its layout the side it falls on, and a value that is needed
-in both layouts costs one Transpose, however many operators read it.
+in both layouts costs one Transpose, however many operators read it. What a Transpose costs, and
+what an operator costs more in one layout than in the other, is for the caller to say.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pwopt.graph import Facts, Node, Rewriter, Tensor
 from pwopt.numerics.minimum_cut import minimum_cut
 from pwopt.passes._movable import Axes, Movable, inverse
 
-__all__ = ["Classify", "Plan", "find_plan", "perm_of"]
+__all__ = ["Classify", "FewestTransposes", "Plan", "Prices", "Region", "find_plan", "perm_of"]
 
 _LARGEST_REGION = 400
 """Operators looked at around one Transpose; what lies beyond stays as it is."""
@@ -28,12 +30,64 @@ Classify = Callable[[Node, Axes], Movable | None]
 """Says whether a node could be moved out of its present layout by the given change."""
 
 
+class Prices(Protocol):
+    """What a choice of layouts costs, in whole units of any kind."""
+
+    def transpose(self, tensor: Tensor) -> int:
+        """A Transpose of *tensor*."""
+
+    def beside(self, tensor: Tensor, node: Node) -> int:
+        """The same, if nothing but operators like *node* need that layout of *tensor*.
+
+        *node* keeps its layout, which is 0. No more than :meth:`transpose`.
+        """
+
+    def operator(self, moved: Movable, present: int, layout: int) -> int:
+        """What *moved*, which works in the layout *present*, costs extra in *layout*."""
+
+    def pays(self, before: int, after: int) -> bool:
+        """Whether a change from one sum of prices to another is worth making."""
+
+
+class FewestTransposes:
+    """Every Transpose costs the same, whatever it moves; ties go to fewer elements."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+
+    def transpose(self, tensor: Tensor) -> int:
+        """One, and a little for each element."""
+        return _ONE + elements(self.facts, tensor)
+
+    def beside(self, tensor: Tensor, node: Node) -> int:
+        """The same as anywhere."""
+        del node
+        return self.transpose(tensor)
+
+    def operator(self, moved: Movable, present: int, layout: int) -> int:
+        """Nothing."""
+        del moved, present, layout
+        return 0
+
+    def pays(self, before: int, after: int) -> bool:
+        """Whether the number falls."""
+        return after // _ONE < before // _ONE
+
+
+_ONE = 1 << 60
+
+
+def elements(facts: Facts, tensor: Tensor) -> int:
+    """Elements of *tensor*, where dimensions that are not known count as one."""
+    return math.prod(d for d in facts.shape(tensor) or () if isinstance(d, int))
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A better choice of layouts for one region.
 
     Attributes:
-        before, after: Transposes of the region, now and then; ``after < before``.
+        before, after: Transposes of the region, now and then.
         nodes: the Transposes, and the operators that change their layout.
         moved: the operators that change their layout.
     """
@@ -42,7 +96,7 @@ class Plan:
     after: int
     nodes: tuple[Node, ...]
     moved: tuple[Movable, ...]
-    _region: _Region
+    _region: Region
     _labels: dict[int, int]
 
     def apply(self, rewriter: Rewriter) -> None:
@@ -51,11 +105,14 @@ class Plan:
 
 
 def find_plan(
-    facts: Facts, seed: Tensor, layout: int, perm: Axes, classify: Classify
+    facts: Facts,
+    seed: Tensor,
+    layout: int,
+    perm: Axes,
+    classify: Classify,
+    prices: Prices | None = None,
 ) -> Plan | tuple[str, ...]:
-    """The choice of layouts around *seed* with the fewest Transposes.
-
-    Ties go to the choice that moves fewer elements; operators whose change gains nothing stay.
+    """The cheapest choice of layouts around *seed*; operators whose change gains nothing stay.
 
     Args:
         facts: of the model.
@@ -63,17 +120,20 @@ def find_plan(
         layout: 0 or 1; the layout *seed* is in.
         perm: what a Transpose from layout 1 to layout 0 has for its ``perm``.
         classify: which operators could move.
+        prices: by default the fewest Transposes are the cheapest.
 
     Returns:
-        The plan, or, where none saves a Transpose, the operators that stand in the way.
+        The plan, or, where none pays, the operators that stand in the way.
     """
-    region = _Region(facts, perm, classify)
+    region = Region(facts, perm, classify, prices)
     region.explore(seed, layout)
+    if region.present_price() == 0:
+        return region.obstacles()
     labels = region.without_idle_changes(region.best_labels())
+    if not region.prices.pays(region.present_price(), region.price(labels)):
+        return region.obstacles()
     after = sum(len(region.layouts(value, labels)) > 1 for value in region.values)
     before = sum(len(value.transposes) for value in region.values)
-    if after >= before:
-        return region.obstacles()
     moved = tuple(m for m in region.movables if labels[id(m)] != region.layout_of[id(m)])
     nodes = [t for value in region.values for t in value.transposes]
     nodes += [node for m in moved for node in m.nodes]
@@ -110,12 +170,43 @@ class _Value:
     pinned: dict[int, Tensor] = field(default_factory=dict)
 
 
-class _Region:
+@dataclass(frozen=True, eq=False)
+class _Ends:
+    """Who writes or reads a value.
+
+    A Transpose by another permutation is not among them: it reads and writes any layout at the
+    same cost.
+
+    Attributes:
+        layouts: those in which operators do it that keep their layout, or in which it has a name.
+        costly: those without the operators beside which a Transpose is cheap.
+        movables: operators that could change their layout.
+        transpose: what it costs to need the value in both layouts.
+        rest: what it costs on top where *costly* ends, or movable ones, need both.
+    """
+
+    layouts: frozenset[int]
+    costly: frozenset[int]
+    movables: tuple[Movable, ...]
+    transpose: int
+    rest: int
+
+    def terms(self) -> Iterator[tuple[int, frozenset[int]]]:
+        """Prices, and the fixed layouts that together with the movables decide on each."""
+        yield self.transpose, self.layouts
+        if self.rest:
+            yield self.rest, self.costly
+
+
+class Region:
     """What lies around a tensor; layouts are 0 and 1."""
 
-    def __init__(self, facts: Facts, perm: Axes, classify: Classify) -> None:
+    def __init__(
+        self, facts: Facts, perm: Axes, classify: Classify, prices: Prices | None = None
+    ) -> None:
         self.facts = facts
         self.classify = classify
+        self.prices = prices or FewestTransposes(facts)
         self.perm_into = (perm, inverse(perm))
         """By layout: the perm of a Transpose from the other layout into it."""
         self.axes_from = (perm, inverse(perm))
@@ -126,7 +217,7 @@ class _Region:
         self._value_of: dict[int, tuple[_Value, int]] = {}
         self._movable_of: dict[int, Movable] = {}
         self._fixed: dict[int, Node] = {}
-        self._pins: dict[int, tuple[set[int], list[Movable]]] = {}
+        self._ends: dict[int, _Ends] = {}
 
     # -- exploring -----------------------------------------------------------------------------
 
@@ -150,7 +241,7 @@ class _Region:
                         queue.append(value)
         # A node that was turned away may have brought in values that nothing movable touches.
         self.values = [value for value in self.values if id(value) in seen]
-        self._pins = {id(value): self._pins_of(value) for value in self.values}
+        self._ends = {id(value): self._ends_of(value) for value in self.values}
 
     def _value(self, tensor: Tensor, layout: int) -> tuple[_Value, int]:
         """The value that *tensor* holds and the layout it holds it in."""
@@ -241,46 +332,55 @@ class _Region:
 
     # -- choosing ------------------------------------------------------------------------------
 
-    def _pins_of(self, value: _Value) -> tuple[set[int], list[Movable]]:
-        """Layouts in which *value* is written or read for certain, and who else touches it.
-
-        A Transpose by another permutation is not among them: it reads and writes any layout at
-        the same cost.
-        """
+    def _ends_of(self, value: _Value) -> _Ends:
         layouts = set(value.pinned)
+        costly = set(value.pinned)
         movables: dict[int, Movable] = {}
+        transpose = self.prices.transpose(value.root)
+        cheapest = transpose
         for node, at in self._neighbours(value):
             moves = self._movable_of.get(id(node))
             if moves is not None:
                 movables[id(moves)] = moves
             elif not self.facts.is_op(node, "Transpose"):
                 layouts.add(at)
-        return layouts, list(movables.values())
+                price = transpose if at else self.prices.beside(value.root, node)
+                if price == transpose:
+                    costly.add(at)
+                cheapest = min(cheapest, price)
+        ends = frozenset(layouts), frozenset(costly), tuple(movables.values())
+        return _Ends(*ends, cheapest, transpose - cheapest)
 
     def layouts(self, value: _Value, labels: dict[int, int]) -> set[int]:
         """Layouts in which *value* is written or read under *labels*."""
-        layouts, movables = self._pins[id(value)]
-        return layouts.union(labels[id(m)] for m in movables)
+        ends = self._ends[id(value)]
+        return {*ends.layouts, *(labels[id(m)] for m in ends.movables)}
 
     def best_labels(self) -> dict[int, int]:
         """The layout of every movable operator, by ``id``, by a minimum cut."""
         source, sink = 0, 1
         number = {id(m): index + 2 for index, m in enumerate(self.movables)}
         fixed = (source, sink)
-        per_transpose = sum(self._elements(value) for value in self.values) + 1
-        unlimited = (len(self.values) + 1) * 2 * per_transpose
         edges: list[tuple[int, int, int]] = []
+        for m in self.movables:
+            # The side of the source pays at the sink, and the other way round.
+            in_first, in_second = (self._operator_price(m, layout) for layout in fixed)
+            if in_first != in_second:
+                edges.append((number[id(m)], sink, in_first))
+                edges.append((source, number[id(m)], in_second))
         count = len(self.movables) + 2
-        for value in self.values:
-            layouts, movables = self._pins[id(value)]
-            ends = [fixed[layout] for layout in layouts] + [number[id(m)] for m in movables]
-            if len(ends) < 2:
+        terms = [(ends, *term) for ends in self._ends.values() for term in ends.terms()]
+        unlimited = sum(price for _, price, _ in terms) + sum(price for _, _, price in edges) + 1
+        for ends, price, layouts in terms:
+            touching = [fixed[layout] for layout in layouts]
+            touching += [number[id(m)] for m in ends.movables]
+            if len(touching) < 2:
                 continue
             # All on one side is free; a mixture pays once, on the edge between the two helpers.
             first, second = count, count + 1
             count += 2
-            edges.append((first, second, per_transpose + self._elements(value)))
-            for end in ends:
+            edges.append((first, second, price))
+            for end in touching:
                 edges.append((end, first, unlimited))
                 edges.append((second, end, unlimited))
         _, at_sink = minimum_cut(count, edges, source, sink)
@@ -290,38 +390,59 @@ class _Region:
         """*labels*, but operators keep their layout where changing it together gains nothing."""
         touching: dict[int, list[_Value]] = {}
         for value in self.values:
-            for m in self._pins[id(value)][1]:
+            for m in self._ends[id(value)].movables:
                 touching.setdefault(id(m), []).append(value)
         result = dict(labels)
         seen: set[int] = set()
         for first in self.movables:
-            group: list[int] = []
+            group: dict[int, Movable] = {}
             values: dict[int, _Value] = {}
-            stack = [id(first)]
+            stack = [first]
             while stack:
-                key = stack.pop()
+                moved = stack.pop()
+                key = id(moved)
                 if key in seen or labels[key] == self.layout_of[key]:
                     continue
                 seen.add(key)
-                group.append(key)
+                group[key] = moved
                 for value in touching.get(key, ()):
                     values[id(value)] = value
-                    stack += (id(m) for m in self._pins[id(value)][1])
+                    stack += self._ends[id(value)].movables
             if not group:
                 continue
             reverted = {**result, **{key: self.layout_of[key] for key in group}}
-            if self._price(values.values(), reverted) <= self._price(values.values(), result):
+            before, after = (
+                self._price(values.values(), group.values(), choice)
+                for choice in (reverted, result)
+            )
+            if before <= after:
                 result = reverted
         return result
 
-    def _price(self, values: Iterable[_Value], labels: dict[int, int]) -> tuple[int, int]:
-        """Transposes that *labels* take among *values*, and elements they move."""
-        twice = [value for value in values if len(self.layouts(value, labels)) > 1]
-        return len(twice), sum(self._elements(value) for value in twice)
+    def price(self, labels: dict[int, int]) -> int:
+        """What *labels* cost."""
+        return self._price(self.values, self.movables, labels)
 
-    def _elements(self, value: _Value) -> int:
-        shape = self.facts.shape(value.root) or ()
-        return math.prod(d for d in shape if isinstance(d, int))
+    def present_price(self) -> int:
+        """What the region costs as it stands, with Transposes that are there more than once."""
+        return self.price(self.layout_of) + sum(
+            self.prices.transpose(value.root)
+            * (len(value.transposes) - (len(self.layouts(value, self.layout_of)) > 1))
+            for value in self.values
+        )
+
+    def _price(
+        self, values: Iterable[_Value], movables: Iterable[Movable], labels: dict[int, int]
+    ) -> int:
+        total = sum(self._operator_price(m, labels[id(m)]) for m in movables)
+        for value in values:
+            ends = self._ends[id(value)]
+            chosen = {labels[id(m)] for m in ends.movables}
+            total += sum(price for price, at in ends.terms() if len(chosen | at) > 1)
+        return total
+
+    def _operator_price(self, moved: Movable, layout: int) -> int:
+        return self.prices.operator(moved, self.layout_of[id(moved)], layout)
 
 
 # -- writing a plan ------------------------------------------------------------------------------
@@ -347,7 +468,7 @@ class _Route:
 class _Writer:
     """Writes the labels of a region into the graph."""
 
-    def __init__(self, region: _Region, labels: dict[int, int], rewriter: Rewriter) -> None:
+    def __init__(self, region: Region, labels: dict[int, int], rewriter: Rewriter) -> None:
         self.region = region
         self.labels = labels
         self.rewriter = rewriter
