@@ -7,11 +7,14 @@ that varies along the channel axis at most. The map can be taken in
 * by the operators *behind* it, at their inputs: ``W (s x + t) + b = (W diag(s)) x + (W t + b)``,
   where the second half needs that every tap of the kernel reads ``t``, so no zero padding.
 
+A BatchNormalization counts as a linear operator too, one with a diagonal matrix.
+
 On the way it may cross operators that it commutes with: a scale ``s > 0`` crosses Relu, LeakyRelu
 and PRelu (they are positively homogeneous: ``f(s x) = s f(x)``); ``s x + t`` with ``s > 0`` crosses
 MaxPool and GlobalMaxPool (a maximum commutes with an increasing map; padding is never the maximum);
 any ``s x`` crosses AveragePool and GlobalAveragePool (they are linear), and ``t`` too where no
-window averages padding zeros.
+window averages padding zeros. Any map crosses Concat: backwards every piece takes its part,
+forwards the map is the identity on the channels of the other pieces.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ __all__ = [
     "apply_fold",
     "fold_backward",
     "fold_forward",
+    "trains",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -71,6 +75,11 @@ class Affine:
     shift: Float64
 
     @property
+    def rank(self) -> int:
+        """Number of dimensions of ``x``."""
+        return self.scale.ndim
+
+    @property
     def has_scale(self) -> bool:
         """Whether the scale is not one everywhere."""
         return bool((self.scale != 1).any())
@@ -98,6 +107,23 @@ class Affine:
         """Whether the map is not the same all over a channel (axis 1)."""
         return any(math.prod(v.shape) != v.shape[1] for v in (self.scale, self.shift))
 
+    def part(self, axis: int, start: int, size: int) -> Affine:
+        """The map on *size* elements of *axis* from *start* on."""
+        cut = (slice(None),) * axis + (slice(start, start + size),)
+        scale, shift = (v if v.shape[axis] == 1 else v[cut] for v in (self.scale, self.shift))
+        return Affine(scale, shift)
+
+    def embedded(self, axis: int, start: int, size: int, total: int) -> Affine:
+        """The map that does this on *size* of *total* elements of *axis*, nothing on the others."""
+        parts: list[Float64] = []
+        for values, rest in ((self.scale, np.ones), (self.shift, np.zeros)):
+            shape = list(values.shape)
+            shape[axis] = total
+            whole = rest(shape)
+            whole[(slice(None),) * axis + (slice(start, start + size),)] = values
+            parts.append(whole)
+        return Affine(parts[0], parts[1])
+
 
 @dataclass(frozen=True, eq=False)
 class Absorption:
@@ -105,14 +131,16 @@ class Absorption:
 
     Attributes:
         node: the linear node.
-        weight, bias: its new weight and bias.
+        weight, bias: its new weight (the scale of a BatchNormalization) and bias.
         adder: the Add that holds the bias of a MatMul, if there is one.
+        mean: of a BatchNormalization.
     """
 
     node: Node
     weight: Array | None
     bias: Array | None
     adder: Node | None = None
+    mean: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,58 +169,78 @@ class Fold:
 
 
 def fold_backward(facts: Facts, tensor: Tensor, affine: Affine) -> Fold | Obstacle:
-    """Fold *affine*, which is applied to *tensor*, into the linear operator that computes it."""
+    """Fold *affine*, which is applied to *tensor*, into the linear operators that compute it."""
     crossed: list[Node] = []
-    obstacle: Obstacle | None = None
-    while True:
-        producer = facts.producer(tensor)
+    operators: list[tuple[_Linear, Affine]] = []
+    obstacles: list[Obstacle] = []
+    pending = [(tensor, affine)]
+    while pending:
+        current, part = pending.pop()
+        producer = facts.producer(current)
         operator = _linear(facts, producer) or _biased_matmul(facts, producer)
-        if producer is None or (operator is None and not _may_cross(facts, producer)):
+        pieces = _pieces(facts, producer, affine.rank)
+        if producer is None or not (operator or pieces or _may_cross(facts, producer)):
             return Obstacle.NO_LINEAR_NEIGHBOUR
         # What is in the way matters only if a linear operator stands behind it.
-        obstacle = obstacle or _private_to_one(facts, tensor)
+        obstacles += _readers(facts, current)
         if operator is not None:
-            if obstacle is not None:
-                return obstacle
-            absorption = operator.absorb_behind(facts, affine)
-            if isinstance(absorption, Obstacle):
-                return absorption
-            return Fold((absorption,), tuple(crossed))
-        obstacle = obstacle or _crossing(facts, producer, affine)
+            operators.append((operator, part))
+            continue
         crossed.append(producer)
-        tensor = producer.inputs[0]
-
-
-def fold_forward(facts: Facts, tensor: Tensor, affine: Affine) -> Fold | Obstacle:
-    """Fold *affine*, which computes *tensor*, into the linear operators that read it."""
-    crossed: list[Node] = []
-    operators: list[_Linear] = []
-    obstacles: list[Obstacle] = []
-    pending = [tensor]
-    while pending:
-        current = pending.pop()
-        obstacles += _outside_readers(facts, current)
-        for consumer in facts.consumers(current):
-            # What is in the way matters only if a linear operator stands behind it.
-            obstacle = _entering(facts, current, consumer, affine)
-            operator = _linear(facts, consumer)
-            if obstacle is not None:
-                obstacles.append(obstacle)
-            if operator is not None:
-                operators.append(operator)
-            elif _may_cross(facts, consumer):
-                crossed.append(consumer)
-                pending.append(consumer.outputs[0])
+        if pieces is None:
+            obstacles += _crossing(facts, producer, part)
+            pending.append((producer.inputs[0], part))
+            continue
+        if obstacles:
+            return obstacles[0]  # There may be many ways from here, all of them in vain.
+        parts = [(p.tensor, part.part(p.axis, p.start, p.size)) for p in pieces]
+        pending += [(t, a) for t, a in reversed(parts) if a.has_scale or a.has_shift]
     if not operators:
         return Obstacle.NO_LINEAR_NEIGHBOUR
     if obstacles:
         return obstacles[0]
+    return _fold([o.absorb_behind(facts, part) for o, part in operators], crossed)
+
+
+def fold_forward(facts: Facts, tensor: Tensor, affine: Affine) -> Fold | Obstacle:
+    """Fold *affine*, which computes *tensor*, into the linear operators that read it."""
+    crossed: dict[int, Node] = {}
+    operators: list[tuple[_Linear, Affine]] = []
+    obstacles: list[Obstacle] = []
+    pending = [(tensor, affine)]
+    while pending:
+        current, part = pending.pop()
+        obstacles += _outside_readers(facts, current)
+        for consumer in facts.consumers(current):
+            # What is in the way matters only if a linear operator stands behind it.
+            obstacles += _entering(facts, current, consumer, part)
+            operator = _linear(facts, consumer)
+            pieces = _pieces(facts, consumer, affine.rank)
+            if operator is not None:
+                operators.append((operator, part))
+            elif id(consumer) in crossed:
+                obstacles.append(Obstacle.OTHER_READERS)  # A Concat that is reached twice.
+            elif pieces is not None:
+                crossed[id(consumer)] = consumer
+                piece = next(p for p in pieces if p.tensor is current)
+                whole = part.embedded(piece.axis, piece.start, piece.size, piece.total)
+                pending.append((consumer.outputs[0], whole))
+            elif _may_cross(facts, consumer):
+                crossed[id(consumer)] = consumer
+                pending.append((consumer.outputs[0], part))
+    if not operators:
+        return Obstacle.NO_LINEAR_NEIGHBOUR
+    if obstacles:
+        return obstacles[0]
+    return _fold([o.absorb_before(facts, part) for o, part in operators], list(crossed.values()))
+
+
+def _fold(answers: Sequence[Absorption | Obstacle], crossed: Sequence[Node]) -> Fold | Obstacle:
     absorptions: list[Absorption] = []
-    for operator in operators:
-        absorption = operator.absorb_before(facts, affine)
-        if isinstance(absorption, Obstacle):
-            return absorption
-        absorptions.append(absorption)
+    for answer in answers:
+        if isinstance(answer, Obstacle):
+            return answer
+        absorptions.append(answer)
     return Fold(tuple(absorptions), tuple(crossed))
 
 
@@ -202,23 +250,54 @@ def _outside_readers(facts: Facts, tensor: Tensor) -> list[Obstacle]:
     return [Obstacle.OTHER_READERS] if facts.is_captured(tensor) else []
 
 
-def _entering(facts: Facts, tensor: Tensor, consumer: Node, affine: Affine) -> Obstacle | None:
+def _entering(facts: Facts, tensor: Tensor, consumer: Node, affine: Affine) -> list[Obstacle]:
     """Why *affine*, applied to *tensor*, can neither enter nor cross *consumer*."""
-    if consumer.inputs[0] is not tensor or sum(t is tensor for t in consumer.inputs) > 1:
-        return Obstacle.OTHER_READERS
+    if sum(t is tensor for t in consumer.inputs) > 1:
+        return [Obstacle.OTHER_READERS]
+    if _pieces(facts, consumer, affine.rank) is not None:
+        return []
+    if consumer.inputs[0] is not tensor:
+        return [Obstacle.OTHER_READERS]
     if _linear(facts, consumer) is not None:
-        return None
-    return (
-        _crossing(facts, consumer, affine)
-        if _may_cross(facts, consumer)
-        else Obstacle.OTHER_READERS
-    )
+        return []
+    if not _may_cross(facts, consumer):
+        return [Obstacle.OTHER_READERS]
+    return _crossing(facts, consumer, affine)
 
 
-def _private_to_one(facts: Facts, tensor: Tensor) -> Obstacle | None:
+def _readers(facts: Facts, tensor: Tensor) -> list[Obstacle]:
+    """Why what computes *tensor* cannot change: others than one node read it."""
     if facts.is_output(tensor):
-        return Obstacle.GRAPH_OUTPUT
-    return None if facts.is_private(tensor) else Obstacle.OTHER_READERS
+        return [Obstacle.GRAPH_OUTPUT]
+    return [] if facts.is_private(tensor) else [Obstacle.OTHER_READERS]
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """An input of a Concat, and where it lies among the *total* elements of the output's axis."""
+
+    tensor: Tensor
+    axis: int
+    start: int
+    size: int
+    total: int
+
+
+def _pieces(facts: Facts, node: Node | None, rank: int) -> list[_Piece] | None:
+    """The inputs of a Concat of tensors of *rank*, whose sizes along its axis are known."""
+    if node is None or not facts.is_op(node, "Concat"):
+        return None
+    axis = facts.attr_int(node, "axis", 1) % rank
+    shapes = [facts.shape(t) for t in node.inputs]
+    sizes = [s[axis] for s in shapes if s is not None and len(s) == rank]
+    known = [s for s in sizes if isinstance(s, int)]
+    if len(known) != len(node.inputs):
+        return None
+    starts = [sum(known[:i]) for i in range(len(known))]
+    return [
+        _Piece(tensor, axis, start, size, sum(known))
+        for tensor, start, size in zip(node.inputs, starts, known, strict=True)
+    ]
 
 
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu")
@@ -236,18 +315,18 @@ def _may_cross(facts: Facts, node: Node) -> bool:
     return facts.attr_int(node, "ceil_mode", 0) == 0
 
 
-def _crossing(facts: Facts, node: Node, affine: Affine) -> Obstacle | None:
+def _crossing(facts: Facts, node: Node, affine: Affine) -> list[Obstacle]:
     """Why *affine* does not commute with *node*, which :func:`_may_cross`."""
     if facts.is_op(node, *_HOMOGENEOUS):
         ok = affine.is_increasing and not affine.has_shift
-        return None if ok else Obstacle.NON_LINEAR_BETWEEN
+        return [] if ok else [Obstacle.NON_LINEAR_BETWEEN]
     if affine.varies_within_channels():
-        return Obstacle.NOT_PER_CHANNEL
+        return [Obstacle.NOT_PER_CHANNEL]
     if facts.is_op(node, *_MAXIMA):
-        return None if affine.is_increasing else Obstacle.NON_LINEAR_BETWEEN
+        return [] if affine.is_increasing else [Obstacle.NON_LINEAR_BETWEEN]
     if affine.has_shift and _averages_padding(facts, node):
-        return Obstacle.SHIFT_MEETS_PADDING
-    return None
+        return [Obstacle.SHIFT_MEETS_PADDING]
+    return []
 
 
 def _averages_padding(facts: Facts, node: Node) -> bool:
@@ -437,6 +516,84 @@ class _Matrix(_Linear):
         return scaled if self.is_stored_transposed else scaled.T
 
 
+@dataclass(frozen=True, eq=False)
+class _Normalisation(_Linear):
+    """BatchNormalization in inference mode, whose parameters are constant.
+
+    Attributes:
+        scale, bias, mean: its inputs.
+        slope: what it multiplies by, ``scale / sqrt(variance + epsilon)``.
+    """
+
+    scale: Float64
+    bias: Float64
+    mean: Float64
+    slope: Float64
+
+    def absorb_before(self, facts: Facts, affine: Affine) -> Absorption | Obstacle:
+        """Parameters with which the node does what *affine* before it did.
+
+        ``slope (s x + t - mean) + bias``; without a mean, no large term comes in that another one
+        would have to cancel.
+        """
+        vectors = affine.along(1, self.scale.size)
+        if vectors is None:
+            return Obstacle.NOT_PER_CHANNEL
+        scale, shift = vectors
+        bias = self.bias + self.slope * (shift - self.mean)
+        found = self._absorption(facts, scale if affine.has_scale else None, bias, behind=False)
+        if isinstance(found, Obstacle) or not self.mean.any():
+            return found
+        dtype = facts.dtype(self.node.inputs[3])
+        return replace(found, mean=np.zeros(self.mean.shape, dtype))
+
+    def _axis(self, affine: Affine) -> int:  # noqa: ARG002 - channels are always axis 1
+        return 1
+
+    def _channels(self, *, behind: bool) -> int:  # noqa: ARG002 - as many before as behind
+        return self.scale.size
+
+    def _bias(self, facts: Facts) -> Float64 | Obstacle:  # noqa: ARG002 - read already
+        return self.bias
+
+    def _response(self, facts: Facts, shift: Float64) -> Float64 | Obstacle:  # noqa: ARG002
+        return self.slope * shift
+
+    def _scaled(self, weight: Array, scale: Float64, *, behind: bool) -> Float64:  # noqa: ARG002
+        return weight.astype(np.float64) * scale
+
+
+def trains(facts: Facts, node: Node) -> bool:
+    """Whether the BatchNormalization *node* is in training mode."""
+    if facts.attr_int(node, "training_mode", 0):
+        return True
+    if any(not t.is_empty() for t in node.outputs[1:]):
+        return True
+    return facts.opset < 7 and not facts.attr_int(node, "is_test", 0)
+
+
+def _normalisation(facts: Facts, node: Node) -> _Normalisation | None:
+    """*node* as a BatchNormalization that is an affine map, if it is one."""
+    per_activation = facts.opset < 9 and not facts.attr_int(node, "spatial", 1)
+    if per_activation or trains(facts, node):
+        return None
+    parameters = [facts.constant(t) for t in node.inputs[1:5]]
+    scale, bias, mean, variance = parameters
+    if scale is None or bias is None or mean is None or variance is None:
+        return None
+    epsilon = facts.attr_float(node, "epsilon", 1e-5)
+    terms = channel_algebra.batch_normalization_affine(scale, bias, mean, variance, epsilon)
+    if terms is None:
+        return None
+    return _Normalisation(
+        node,
+        scale=scale.astype(np.float64),
+        bias=bias.astype(np.float64),
+        mean=mean.astype(np.float64),
+        slope=terms[0],
+    )
+
+
 def _biased_matmul(facts: Facts, node: Node | None) -> _Linear | None:
     """The MatMul whose bias the Add *node* is."""
     if node is None or not facts.is_op(node, "Add"):
@@ -452,10 +609,15 @@ def _biased_matmul(facts: Facts, node: Node | None) -> _Linear | None:
     return None
 
 
+_LINEAR = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
 def _linear(facts: Facts, node: Node | None) -> _Linear | None:
     """*node* as a linear operator whose weight shape is known, with data on the left."""
-    if node is None or not facts.is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node is None or not facts.is_op(node, *_LINEAR):
         return None
+    if node.op == "BatchNormalization":
+        return _normalisation(facts, node)
     conv = facts.conv(node)
     if conv is not None:
         return _Conv(node, conv)
@@ -498,6 +660,8 @@ def _write(rewriter: Rewriter, absorption: Absorption) -> None:
     node, weight, bias = absorption.node, absorption.weight, absorption.bias
     if weight is not None:
         rewriter.set_weight(node, 1, weight)
+    if absorption.mean is not None:
+        rewriter.set_weight(node, 3, absorption.mean)
     if bias is None:
         return
     if absorption.adder is not None:
@@ -521,19 +685,31 @@ def _write(rewriter: Rewriter, absorption: Absorption) -> None:
 
 def _revisit_upstream(rewriter: Rewriter, tensor: Tensor) -> None:
     facts = Facts(rewriter.model)
-    producer = facts.producer(tensor)
-    while producer is not None and _may_cross(facts, producer):
-        producer = facts.producer(producer.inputs[0])
-    if producer is not None:
-        rewriter.revisit(producer)
+    seen: set[int] = set()
+    pending = [tensor]
+    while pending:
+        producer = facts.producer(pending.pop())
+        if producer is None or id(producer) in seen:
+            continue
+        seen.add(id(producer))
+        if facts.is_op(producer, "Concat"):
+            pending += producer.inputs
+        elif _may_cross(facts, producer):
+            pending.append(producer.inputs[0])
+        else:
+            rewriter.revisit(producer)
 
 
 def _revisit_downstream(rewriter: Rewriter, tensor: Tensor) -> None:
     facts = Facts(rewriter.model)
+    seen: set[int] = set()
     pending = [tensor]
     while pending:
         for consumer in facts.consumers(pending.pop()):
-            if _may_cross(facts, consumer):
+            if id(consumer) in seen:
+                continue
+            seen.add(id(consumer))
+            if facts.is_op(consumer, "Concat") or _may_cross(facts, consumer):
                 pending.append(consumer.outputs[0])
             else:
                 rewriter.revisit(consumer)

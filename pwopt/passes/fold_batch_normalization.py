@@ -15,6 +15,7 @@ from pwopt.passes._channel_affine import (
     apply_fold,
     fold_backward,
     fold_forward,
+    trains,
 )
 from pwopt.passes.contract import Match, Pass, Variant
 from pwopt.remark import Decline, Exactness
@@ -38,8 +39,9 @@ class FoldBatchNormalization(Pass[FoldBatchNormalizationMatch]):
         ``Conv -> BatchNormalization`` into ``Conv``; likewise behind ConvTranspose, Gemm and
         MatMul (which becomes a Gemm), and ``BatchNormalization -> Conv`` (ConvTranspose, Gemm,
         MatMul) into the latter, into every one of them if it feeds several. The operator before
-        goes first. MaxPool, GlobalMaxPool, AveragePool, GlobalAveragePool, Relu, LeakyRelu and
-        PRelu may stand between where they commute with the normalisation.
+        goes first. MaxPool, GlobalMaxPool, AveragePool, GlobalAveragePool, Relu, LeakyRelu, PRelu
+        and Concat may stand between where they commute with the normalisation. Another
+        BatchNormalization takes it in as well.
 
     Algebra:
         In inference mode the normalisation is a map per channel, ``y = s x + t`` with
@@ -93,7 +95,7 @@ class FoldBatchNormalization(Pass[FoldBatchNormalizationMatch]):
 
     def match(self, node: Node, facts: Facts) -> FoldBatchNormalizationMatch | Decline:
         """See the class."""
-        if _trains(node, facts):
+        if trains(facts, node):
             return Decline(self.Why.TRAINING_MODE)
         if facts.opset < 9 and not facts.attr_int(node, "spatial", 1):
             return Decline(self.Why.NOT_SPATIAL)
@@ -139,11 +141,3 @@ def _match(node: Node, fold: Fold, facts: Facts, *, backward: bool) -> FoldBatch
     return FoldBatchNormalizationMatch(
         node, (node, *fold.nodes), fold, backward, facts={"into": fold.describe(facts)}
     )
-
-
-def _trains(node: Node, facts: Facts) -> bool:
-    if facts.attr_int(node, "training_mode", 0):
-        return True
-    if any(not t.is_empty() for t in node.outputs[1:]):
-        return True
-    return facts.opset < 7 and not facts.attr_int(node, "is_test", 0)

@@ -134,6 +134,27 @@ def test_a_chain_waits_for_the_one_below() -> None:
     assert_agree(before, after.model, d.rng)
 
 
+def test_two_in_a_row_become_one() -> None:
+    d = draft((2, 4, 3, 5))
+    before = d.finish(d.batch_normalization(d.batch_normalization("x", 4), 4, epsilon=0.5))
+    after = fold(before)
+    assert after.ops == ["BatchNormalization"]
+    assert_agree(before, after.model, d.rng)
+
+
+def test_across_concat() -> None:
+    d = draft()
+    pieces = [d.add("Relu", [d.conv("x", 3, 2, SAME)]), d.conv("x", 3, 3, SAME)]
+    joined = d.add("Concat", pieces, axis=1)
+    d.batch_normalization(joined, 5)
+    d.weights["scale4"][:2] = [0.5, 2.0]
+    d.weights["shift5"][:2] = d.weights["mean6"][:2] = 0.0
+    before = d.finish(d.nodes[-1].output[0])
+    after = fold(before)
+    assert after.ops == ["Conv", "Relu", "Conv", "Concat"]
+    assert_agree(before, after.model, d.rng)
+
+
 def test_output_name_survives() -> None:
     d = draft()
     y = d.batch_normalization(d.conv("x", 3, 4, SAME), 4)
