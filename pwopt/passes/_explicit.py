@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from pwopt.graph import ConvFacts, Dim, Facts, Node, Rewriter
+from pwopt.passes._dimensions import is_reliable
 from pwopt.passes._shape_values import elements
 from pwopt.passes._steps import Rule, Step, Why
 from pwopt.remark import Decline
@@ -201,7 +201,7 @@ def _copies(index: int, value: Dim, node: Node, facts: Facts) -> bool:
     shape = facts.shape(node.inputs[0])
     if shape is None or index >= len(shape) or not isinstance(value, str):
         return False
-    return shape[index] == value and _is_reliable(value, facts)
+    return shape[index] == value and is_reliable(value, facts)
 
 
 def _positive(values: Sequence[Dim], node: Node, facts: Facts) -> bool:
@@ -213,21 +213,6 @@ def _positive(values: Sequence[Dim], node: Node, facts: Facts) -> bool:
         if value == 0 and not (isinstance(size, int) and size > 0):
             return False
     return True
-
-
-def _is_reliable(name: str, facts: Facts) -> bool:
-    """Whether equal names of dimensions mean equal sizes.
-
-    Some exporters call all unknown dimensions alike. Such a name stands at several places of an
-    input's shape, or is no name at all ("?", "None").
-    """
-    if not name.isidentifier() or name.lower() in ("none", "unknown", "dynamic"):
-        return False
-    shapes = [facts.shape(tensor) or () for tensor in facts.inputs]
-    if any(shape.count(name) > 1 for shape in shapes):
-        return False
-    places = chain.from_iterable(enumerate(shape) for shape in shapes)
-    return len({axis for axis, dim in places if dim == name}) <= 1
 
 
 EXPLICIT: Mapping[str, Rule] = {
