@@ -164,6 +164,12 @@ def main() -> None:
     show_default=True,
     help="none: cost model, no clock; quick: about a minute; full: until nothing improves.",
 )
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="For trials; the effort's by default. Ctrl-C ends them early, too.",
+)
 @click.option("--passes", metavar="A,B", help="Run only these; options as NAME:key=value.")
 @click.option("--skip-passes", metavar="A,B", help="Leave these out.")
 @click.option("--opset", type=int, help="Raise the opset first (default: keep it).")
@@ -183,9 +189,43 @@ def main() -> None:
 @click.option(
     "--report", "reports", type=click.Path(path_type=Path), multiple=True, help=".json or .html"
 )
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where measurements are kept (default: the user's cache folder).",
+)
+@click.option("--no-cache", is_flag=True, help="Measure everything anew.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write the model.")
 @click.option("--overwrite", is_flag=True, help="Allow the output to replace the input.")
-@click.option("--rewrite-limit", type=click.IntRange(min=0), metavar="N")
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path),
+    metavar="REPORT.json",
+    help="Repeat the decisions of a report; measures nothing.",
+)
+@click.option(
+    "--rewrite-limit",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Hold rewrites with a higher ordinal.",
+)
+@click.option(
+    "--skip-rewrite",
+    "skip_rewrites",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="N",
+    help="Hold the rewrite with this ordinal.",
+)
+@click.option(
+    "--only-rewrite",
+    "only_rewrites",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="N",
+    help="Hold all rewrites but those with these ordinals.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @json_option
 @reports_errors
@@ -194,6 +234,7 @@ def optimize(
     output: Path | None,
     target: Target,
     effort: str,
+    time_limit: float | None,
     passes: str | None,
     skip_passes: str | None,
     opset: int | None,
@@ -203,9 +244,14 @@ def optimize(
     max_size_growth: float,
     calibration: Path | None,
     reports: tuple[Path, ...],
+    cache: Path | None,
+    no_cache: bool,
     dry_run: bool,
     overwrite: bool,
+    replay: Path | None,
     rewrite_limit: int | None,
+    skip_rewrites: tuple[int, ...],
+    only_rewrites: tuple[int, ...],
     seed: int,
     as_json: bool,
 ) -> None:
@@ -226,6 +272,8 @@ def optimize(
 
     from pwopt import line
     from pwopt import passes as catalogue
+    from pwopt.report.json import read_script
+    from pwopt.tuning.cache import default_folder
     from pwopt.tuning.search import Effort
 
     options = line.Options(
@@ -237,7 +285,12 @@ def optimize(
         max_error=max_error,
         max_size_growth=max_size_growth,
         inputs=calibration,
+        time_limit_s=time_limit,
+        cache=None if no_cache else cache or default_folder(),
         rewrite_limit=rewrite_limit,
+        skip_rewrites=frozenset(skip_rewrites),
+        only_rewrites=frozenset(only_rewrites) or None,
+        replay=None if replay is None else read_script(replay),
         overwrite=overwrite,
         dry_run=dry_run,
         seed=seed,
@@ -483,6 +536,100 @@ def export_model(name: str, output: Path | None, seed: int, batch: str) -> None:
     size: int | str = int(batch) if batch.isdecimal() else batch
     written = save(parse(zoo.build(name, seed=seed, batch=size)), output or Path(f"{name}.onnx"))
     click.echo(f"{written.path} ({written.size_bytes} bytes)")
+
+
+@main.command()
+@click.argument("model")
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path),
+    metavar="REPORT.json",
+    required=True,
+    help="The report of the optimization in which something went wrong.",
+)
+@click.option("--check", type=click.Choice(["verify", "latency"]), required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write the guilty site as a model of its own.",
+)
+@target_options
+@json_option
+@reports_errors
+def bisect(
+    model: str, replay: Path, check: str, output: Path | None, target: Target, as_json: bool
+) -> None:
+    """Find the rewrite that breaks MODEL or makes it slower, in log2 of their number of steps.
+
+    \b
+    Example:
+        pwopt bisect model.onnx --replay report.json --check latency -o guilty.onnx
+    """
+    from pwopt import line
+    from pwopt.graph import parse, save
+    from pwopt.report.json import read_script, remark_json
+
+    with _model_file(model) as path, _progress() as progress:
+        culprit = line.bisect(path, read_script(replay), line.Check(check), target, progress)
+    if culprit is not None and culprit.window is not None and output is not None:
+        save(parse(culprit.window), output)
+    if as_json:
+        found = None if culprit is None else remark_json(culprit.remark)
+        _emit_json({"culprit": found, "looks": 0 if culprit is None else culprit.looks})
+    elif culprit is None:
+        click.echo(f"no rewrite of {replay} fails the check '{check}'")
+    else:
+        remark = culprit.remark
+        click.echo(f"rewrite {remark.ordinal}: {remark.pass_name} at {remark.site}")
+        for key, value in remark.facts.items():
+            click.echo(f"  {key}: {value}")
+        click.echo(
+            f"found in {culprit.looks} builds; --skip-rewrite {remark.ordinal} leaves it out"
+        )
+
+
+@main.group("cache")
+def cache_group() -> None:
+    """What earlier searches measured, kept so that later ones need not."""
+
+
+@cache_group.command("info")
+@click.option("--cache", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
+@json_option
+@reports_errors
+def cache_info(cache: Path | None, as_json: bool) -> None:
+    """Where the cache lies, and what it holds.
+
+    \b
+    Example:
+        pwopt cache info
+    """
+    from pwopt.tuning.cache import Cache, default_folder
+
+    found = Cache.info(cache or default_folder())
+    if as_json:
+        _emit_json(
+            {"path": str(found.path), "entries": found.entries, "size_bytes": found.size_bytes}
+        )
+        return
+    entries = "damaged" if found.entries is None else f"{found.entries} entries"
+    click.echo(f"{found.path}: {entries}, {found.size_bytes} bytes")
+
+
+@cache_group.command("clear")
+@click.option("--cache", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
+@reports_errors
+def cache_clear(cache: Path | None) -> None:
+    """Forget all measurements.
+
+    \b
+    Example:
+        pwopt cache clear
+    """
+    from pwopt.tuning.cache import Cache, default_folder
+
+    click.echo(f"freed {Cache.clear(cache or default_folder())} bytes")
 
 
 # -- helpers -------------------------------------------------------------------------------------

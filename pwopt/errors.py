@@ -10,6 +10,7 @@ __all__ = [
     "InvalidModelError",
     "OutputError",
     "PwoptError",
+    "ReplayError",
     "RuntimeUnavailableError",
     "UsageError",
     "VerificationError",
@@ -34,6 +35,10 @@ class OutputError(PwoptError):
 
 class RuntimeUnavailableError(PwoptError):
     """ONNX Runtime, or the execution provider asked for, is not installed or does not start."""
+
+
+class ReplayError(PwoptError):
+    """A report cannot be replayed on this model: another file, site or result."""
 
 
 class VerificationError(PwoptError):

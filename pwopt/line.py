@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 
 from pwopt import passes as catalogue
 from pwopt.cost import model_cost
-from pwopt.errors import InvalidModelError, OutputError, VerificationError
+from pwopt.errors import InvalidModelError, OutputError, ReplayError, VerificationError
 from pwopt.graph import (
     Model,
     Written,
@@ -30,7 +35,16 @@ from pwopt.graph import (
     size_on_disk,
 )
 from pwopt.remark import Kind, Remark, Tally, Verdict
-from pwopt.result import CostChange, ErrorFigures, LatencyFigures, ModelFile, Report, Totals
+from pwopt.result import (
+    CostChange,
+    ErrorFigures,
+    LatencyFigures,
+    ModelFile,
+    Recipe,
+    Report,
+    Script,
+    Totals,
+)
 from pwopt.runtime import (
     Comparison,
     Reference,
@@ -40,14 +54,33 @@ from pwopt.runtime import (
     resolve,
 )
 from pwopt.target import Target
+from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.gate import analytic_review
-from pwopt.tuning.pipeline import Review, Rulings
-from pwopt.tuning.search import Effort, Found, search, settle
-from pwopt.tuning.workbench import Oracle, Progress, Workbench, silent
+from pwopt.tuning.pipeline import Review, Ruling, Rulings
+from pwopt.tuning.replay import Culprit, find_culprit, replay, rulings_of
+from pwopt.tuning.search import Effort, Found, confirm, search, settle
+from pwopt.tuning.workbench import (
+    Build,
+    InterruptedSearch,
+    Oracle,
+    Precision,
+    Progress,
+    Workbench,
+    silent,
+)
 
-__all__ = ["Options", "optimize"]
+__all__ = ["Check", "Options", "bisect", "optimize"]
+
+_CAREFUL = Precision(15, 301, 10.0)
+
+
+class Check(StrEnum):
+    """What may be wrong with a rewritten model."""
+
+    VERIFY = "verify"
+    LATENCY = "latency"
 
 
 @dataclass(frozen=True)
@@ -68,6 +101,12 @@ class Options:
         max_size_growth: largest allowed ratio of file sizes.
         inputs: an ``.npz``/``.npy`` file with real inputs to verify and time with.
         rewrite_limit: apply only the first so many candidates.
+        skip_rewrites: ordinals of candidates to leave alone.
+        only_rewrites: leave all candidates but these alone; ``None`` for no such restriction.
+        time_limit_s: seconds to spend on trials; ``None`` takes the effort's.
+        cache: folder for measurements and what they led to; ``None`` measures everything anew.
+        replay: repeat these decisions, on the very model they were made for, and measure nothing;
+            effort, passes, opset and treatment of listed initializers are those of the script.
         overwrite: allow the output to replace the input.
         dry_run: write nothing.
         seed: for generated inputs and bootstrap intervals.
@@ -82,6 +121,11 @@ class Options:
     max_size_growth: float = 2.0
     inputs: Path | None = None
     rewrite_limit: int | None = None
+    skip_rewrites: frozenset[int] = frozenset()
+    only_rewrites: frozenset[int] | None = None
+    time_limit_s: float | None = None
+    cache: Path | None = None
+    replay: Script | None = None
     overwrite: bool = False
     dry_run: bool = False
     seed: int = 0
@@ -129,7 +173,50 @@ def optimize(
     source = Path(model)
     destination = Path(output) if output is not None else source.with_suffix(".opt.onnx")
     _assert_writable(source, destination, options)
+    if options.replay is not None:
+        options, target = _as_recorded(options, target, options.replay)
     return _Line(source, destination, resolve(target), options, progress).run()
+
+
+def bisect(
+    model: str | Path,
+    script: Script,
+    check: Check,
+    target: Target = Target(),  # noqa: B008 - frozen
+    progress: Progress = silent,
+) -> Culprit | None:
+    """Find the rewrite of a report that breaks a verification or costs latency.
+
+    Args:
+        model: path of the ONNX model that the report was made from.
+        script: the decisions of the report.
+        check: what goes wrong.
+        target: where to verify or time.
+        progress: told what is going on.
+
+    Returns:
+        The first rewrite with which the check fails; ``None`` if it does not fail with all.
+
+    Raises:
+        PwoptError: the model is invalid, not the one of the report, or fails without a rewrite.
+    """
+    source = Path(model)
+    options, target = _as_recorded(Options(replay=script), target, script)
+    return _Line(source, source, resolve(target), options, progress).bisect(script, check)
+
+
+def _as_recorded(options: Options, target: Target, script: Script) -> tuple[Options, Target]:
+    recipe = script.recipe
+    recorded = replace(
+        options,
+        effort=Effort.NONE,
+        passes=tuple(catalogue.parse_spec(spec) for spec in recipe.passes),
+        skip_passes=(),
+        opset=recipe.opset,
+        keep_overridable_initializers=recipe.keep_overridable_initializers,
+    )
+    shapes = {**script.input_shapes, **target.input_shapes}
+    return recorded, replace(target, input_shapes=shapes)
 
 
 def _assert_writable(source: Path, destination: Path, options: Options) -> None:
@@ -164,8 +251,26 @@ class _Line:
         self.start = time.perf_counter()
         self.notes: list[str] = []
         self.prepared = False
+        self.cache = None if options.cache is None else Cache(options.cache, self.notes.append)
 
     def run(self) -> Report:
+        with self._prepared() as bench:
+            with self.stages.stage("search"), _ends_early_on_interrupt(bench):
+                found = self._search(bench)
+            with self.stages.stage("write"):
+                final = self._write(bench, found)
+            return self._report(found, final, len(bench.feeds))
+
+    def bisect(self, script: Script, check: Check) -> Culprit | None:
+        with self._prepared() as bench:
+            is_bad = (
+                partial(_is_wrong, bench) if check is Check.VERIFY else partial(_is_slow, bench)
+            )
+            return find_culprit(bench, script, is_bad)
+
+    @contextmanager
+    def _prepared(self) -> Iterator[Workbench]:
+        """The model on a workbench; the original runs beside."""
         with self.stages.stage("load"):
             model = self._load()
         with (
@@ -176,13 +281,11 @@ class _Line:
             oracle = beside.submit(self._oracle, model.depth, precision)
             bench = self._workbench(model, oracle, Path(scratch))
             try:
-                with self.stages.stage("search"):
-                    found = self._search(bench)
-                with self.stages.stage("write"):
-                    final = self._write(bench, found)
+                yield bench
             finally:
                 bench.close()
-        return self._report(found, final, len(bench.feeds))
+                if self.cache is not None:
+                    self.cache.close()
 
     # -- stages --------------------------------------------------------------------------------
 
@@ -194,6 +297,9 @@ class _Line:
             raise InvalidModelError(f"{self.source}: initializer '{broken}' holds NaN")
         size_bytes = size_on_disk(self.source, model)
         self.original = Written(self.source, file_sha256(self.source), size_bytes)
+        script = self.options.replay
+        if script is not None and script.model_sha256 != self.original.sha256:
+            raise ReplayError(f"{self.source}: is not the model that the report was made from")
         self.before = self._totals(model, size_bytes)
         self.opset_before = model.opset
         self.has_external_data = has_external_data(model)
@@ -250,7 +356,7 @@ class _Line:
         clockless = self.options.effort is Effort.NONE and self.options.passes is None
         return Workbench(
             driver,
-            self.source,
+            self.original,
             scratch,
             oracle,
             self.target,
@@ -261,6 +367,7 @@ class _Line:
             seed=self.options.seed,
             max_bytes=self.options.max_size_growth * self.original.size_bytes,
             progress=self.progress,
+            cache=self.cache,
         )
 
     def _review(self, driver: Driver) -> Review:
@@ -279,7 +386,13 @@ class _Line:
         return catalogue.split(sorted(wanted, key=lambda p: order.index(p.name)))
 
     def _search(self, bench: Workbench) -> Found:
-        rulings = Rulings(limit=self.options.rewrite_limit)
+        if self.options.replay is not None:
+            return self._replayed(bench, self.options.replay)
+        rulings = Rulings(
+            limit=self.options.rewrite_limit,
+            skip=self.options.skip_rewrites,
+            only=self.options.only_rewrites,
+        )
         if self.options.effort is Effort.NONE:
             bench.build(rulings)  # while the original still runs
         if bench.reference is None:
@@ -287,7 +400,7 @@ class _Line:
         try:
             if self.options.effort is Effort.NONE:
                 return self._without_clock(bench, rulings)
-            return search(bench, self.options.effort, rulings)
+            return self._with_clock(bench, rulings)
         except VerificationError as error:
             self.notes.append(f"{error}; the original is kept.")
             return Found(None, rulings, None, "no rewritten model could be verified")
@@ -295,6 +408,58 @@ class _Line:
     def _without_clock(self, bench: Workbench, rulings: Rulings) -> Found:
         build = settle(bench, bench.build(rulings))
         return Found(build, build.rulings, None, build.stop.value)
+
+    def _with_clock(self, bench: Workbench, rulings: Rulings) -> Found:
+        """Search, or confirm what an earlier search on this model and target ended with."""
+        key = self._search_key()
+        known = None if self.cache is None else self.cache.get(*key)
+        if known is not None and known["rulings"] is None:
+            return Found(None, rulings, None, f"decided by an earlier search: {known['reason']}")
+        if known is not None:
+            found = confirm(bench, self.options.effort, rulings.with_decisions(known["rulings"]))
+            if found is not None:
+                return found
+        try:
+            found = search(bench, self.options.effort, rulings, self.options.time_limit_s)
+        except InterruptedSearch:
+            raise KeyboardInterrupt from None  # nothing to end with yet, or confirming
+        if self.cache is not None and not found.is_partial:
+            decisions = None if found.build is None else found.rulings.decisions()
+            self.cache.put({"rulings": decisions, "reason": found.reason}, *key)
+        return found
+
+    def _search_key(self) -> tuple[object, ...]:
+        """All that the end of a search depends on."""
+        options = replace(self.options, passes=None, cache=None, overwrite=False, dry_run=False)
+        specs = [p.spec() for part in self._selected() for p in part]
+        given = None if options.inputs is None else file_sha256(options.inputs)
+        return (
+            "search",
+            version("pwopt"),
+            self.target.fingerprint,
+            self.original.sha256,
+            specs,
+            given,
+            repr(replace(options, inputs=None)),
+        )
+
+    def _replayed(self, bench: Workbench, script: Script) -> Found:
+        if script.keeps_original:
+            reason = "replayed: the report kept the original"
+            return Found(None, Rulings(default=Ruling(Verdict.HELD)), None, reason)
+        rulings = rulings_of(
+            script,
+            limit=self.options.rewrite_limit,
+            skip=self.options.skip_rewrites,
+            only=self.options.only_rewrites,
+        )
+        build = replay(bench, script, rulings)
+        verification = bench.verify(build)
+        if verification is None:
+            self.notes.append("The original cannot be executed here: nothing was verified anew.")
+        elif not verification.ok:
+            raise VerificationError(f"the replayed model differs: {verification.reason}")
+        return Found(build, build.rulings, None, "replayed; nothing was measured")
 
     def _write(self, bench: Workbench, found: Found) -> _Final:
         """Put the winner in place, built again unless it is the latest build, and its remarks."""
@@ -350,6 +515,11 @@ class _Line:
             latency=_latency(found.comparison) if found.build is not None else None,
             error=_error(final.verification, inputs),
             cost=CostChange(self.before, final.totals),
+            recipe=Recipe(
+                tuple(p.spec() for part in self._selected() for p in part),
+                self.options.opset,
+                self.options.keep_overridable_initializers,
+            ),
             passes={n: Tally.of([r for r in final.remarks if r.pass_name == n]) for n in names},
             remarks=final.remarks,
             seconds={**self.stages.seconds, "total": time.perf_counter() - self.start},
@@ -367,6 +537,39 @@ class _Final:
     totals: Totals
     remarks: tuple[Remark, ...]
     verification: Verification | None
+
+
+def _is_wrong(bench: Workbench, build: Build) -> bool:
+    verification = bench.verify(build)
+    if verification is None:
+        raise VerificationError("the original cannot be executed here, so nothing can be verified")
+    return not verification.ok
+
+
+def _is_slow(bench: Workbench, build: Build) -> bool:
+    """Whether *build* is slower than the canonicalised model, beyond noise."""
+    base = bench.build(replace(build.rulings, limit=0))
+    comparison = bench.compare(base.written, build.written, _CAREFUL, "timing", decide=1.0)
+    return comparison.ci95[1] < 1
+
+
+@contextmanager
+def _ends_early_on_interrupt(bench: Workbench) -> Iterator[None]:
+    """The first Ctrl-C ends the search with the best model so far, the next one everything."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def heed(_: int, __: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        bench.interrupt()
+
+    signal.signal(signal.SIGINT, heed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _latency(comparison: Comparison | None) -> LatencyFigures | None:
@@ -395,7 +598,8 @@ def _annotated(remark: Remark, rulings: Rulings) -> Remark:
     """The remark of a candidate with what led to its ruling (measured speedups, errors)."""
     if remark.ordinal is None:
         return remark
-    ruling = rulings.find(remark.pass_name, str(remark.facts["signature"]))
+    signature = str(remark.facts["signature"])
+    ruling = rulings.find(remark.pass_name, signature, remark.site, remark.ordinal)
     return replace(remark, facts={**remark.facts, **ruling.facts})
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from pwopt.remark import Remark, Tally
 from pwopt.target import Target
 
-__all__ = ["CostChange", "ErrorFigures", "LatencyFigures", "ModelFile", "Report", "Totals"]
+__all__ = [
+    "CostChange",
+    "ErrorFigures",
+    "LatencyFigures",
+    "ModelFile",
+    "Recipe",
+    "Report",
+    "Script",
+    "Totals",
+]
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,43 @@ class CostChange:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How the model was prepared and which passes ran over it.
+
+    Attributes:
+        passes: with their options, as ``--passes`` takes them, in order.
+        opset: what the opset was raised to; ``None``: it was kept.
+        keep_overridable_initializers: whether listed initializers stayed inputs.
+    """
+
+    passes: tuple[str, ...] = ()
+    opset: int | None = None
+    keep_overridable_initializers: bool = False
+
+
+@dataclass(frozen=True)
+class Script:
+    """What of a report repeats an optimization: every decision, and no measurement.
+
+    Attributes:
+        model_sha256: digest of the model file it was made from.
+        output_sha256: digest of what was written; that of the model if the original was kept.
+        candidates: the remarks that bear ordinals, in their order.
+    """
+
+    model_sha256: str
+    output_sha256: str
+    recipe: Recipe
+    input_shapes: Mapping[str, tuple[int, ...]]
+    candidates: tuple[Remark, ...]
+
+    @property
+    def keeps_original(self) -> bool:
+        """Whether nothing was written but the original."""
+        return self.output_sha256 == self.model_sha256
+
+
+@dataclass(frozen=True)
 class Report:
     """What changed, what did not, and why.
 
@@ -82,6 +128,7 @@ class Report:
     latency: LatencyFigures | None
     error: ErrorFigures
     cost: CostChange
+    recipe: Recipe
     passes: Mapping[str, Tally]
     remarks: tuple[Remark, ...]
     seconds: Mapping[str, float]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from pwopt.remark import Remark, Tally
-from pwopt.result import CostChange, ModelFile, Report
+from pwopt.errors import UsageError
+from pwopt.remark import Kind, Remark, Tally
+from pwopt.result import CostChange, ModelFile, Recipe, Report, Script
 
-__all__ = ["SCHEMA", "dump", "remark_json", "to_json"]
+__all__ = ["SCHEMA", "dump", "read_script", "remark_json", "to_json"]
 
 SCHEMA = 1
 
@@ -35,6 +37,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "error": {**asdict(report.error), "untested": list(report.error.untested)},
         "accuracy": None,
         "cost": _cost(report.cost),
+        "recipe": {**asdict(report.recipe), "passes": list(report.recipe.passes)},
         "passes": [_tally(name, tally) for name, tally in report.passes.items()],
         "remarks": [remark_json(remark) for remark in report.remarks],
         "seconds": {k: round(v, 3) for k, v in report.seconds.items()},
@@ -46,6 +49,43 @@ def to_json(report: Report) -> dict[str, Any]:
 def dump(value: Any) -> str:
     """One JSON document, human-readable, ending in a newline."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_script(path: Path) -> Script:
+    """What it takes to repeat the optimization that the report at *path* tells of.
+
+    Raises:
+        UsageError: it is not a report of this schema.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report["schema"] != SCHEMA:
+            raise UsageError(f"{path}: schema {report['schema']} is not {SCHEMA}")
+        recipe = report["recipe"]
+        return Script(
+            report["model"]["sha256"],
+            report["output"]["sha256"],
+            Recipe(
+                tuple(recipe["passes"]), recipe["opset"], recipe["keep_overridable_initializers"]
+            ),
+            {name: tuple(dims) for name, dims in report["target"]["input_shapes"].items()},
+            tuple(_remark(r) for r in report["remarks"] if r["ordinal"] is not None),
+        )
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: is not a report of pwopt: {error!r}") from error
+
+
+def _remark(found: Mapping[str, Any]) -> Remark:
+    return Remark(
+        found["ordinal"],
+        found["pass"],
+        found["site"],
+        Kind(found["kind"]),
+        found["reason"],
+        found["facts"],
+    )
 
 
 def _file(file: ModelFile) -> dict[str, Any]:

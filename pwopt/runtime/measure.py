@@ -13,7 +13,7 @@ import importlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -86,6 +86,17 @@ class Comparison:
     ci95: tuple[float, float]
     pairs: int
     stable: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-compatible values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Comparison:
+        """What :meth:`to_json` made, also after a way through JSON."""
+        sides = {side: _latency_from(value[side]) for side in ("baseline", "candidate")}
+        low, high = value["ci95"]
+        return cls(**{**value, **sides, "ci95": (low, high)})
 
 
 @dataclass(frozen=True)
@@ -379,6 +390,11 @@ def median_interval(
 def _scipy_stats() -> Any:
     """Import ``scipy.stats`` when it is first needed: that takes most of a second."""
     return importlib.import_module("scipy.stats")
+
+
+def _latency_from(value: Mapping[str, Any]) -> Latency:
+    low, high = value["ci95_ms"]
+    return Latency(value["median_ms"], (low, high), value["runs"])
 
 
 def _latency(times: Sequence[float], rng: np.random.Generator) -> Latency:

@@ -6,11 +6,12 @@ There is no clock in here: a pipeline applies what its rulings say, and says how
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pwopt.errors import ReplayError
 from pwopt.graph import Model, load, parse
 from pwopt.passes import Canonicalise
 from pwopt.passes.contract import Variant
@@ -47,34 +48,96 @@ class Ruling:
     variant: str | None = None
     facts: Mapping[str, Fact] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-compatible values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Ruling:
+        """What :meth:`to_json` made."""
+        return cls(Verdict(value["verdict"]), value["variant"], value["facts"])
+
 
 KEEP = Ruling()
 
 
 @dataclass(frozen=True)
 class Rulings:
-    """Rulings by (pass, signature), by pass, or by default, the most specific first.
+    """Rulings by ordinal, by (pass, site), by (pass, signature), by pass, or by default.
+
+    The most specific one holds.
 
     Attributes:
         limit: candidates with a higher ordinal are held.
+        skip: candidates with these ordinals are held.
+        only: candidates with other ordinals are held.
+        expected: (pass, site, signature) of the candidate that bears an ordinal; another one, up
+            to the limit, is an error.
     """
 
+    by_ordinal: Mapping[int, Ruling] = field(default_factory=dict)
+    by_site: Mapping[tuple[str, str], Ruling] = field(default_factory=dict)
     by_group: Mapping[tuple[str, str], Ruling] = field(default_factory=dict)
     by_pass: Mapping[str, Ruling] = field(default_factory=dict)
     default: Ruling = KEEP
     limit: int | None = None
+    skip: frozenset[int] = frozenset()
+    only: frozenset[int] | None = None
+    expected: Mapping[int, tuple[str, str, str]] | None = None
 
     def of(self, candidate: Candidate) -> Ruling:
-        """The ruling for *candidate*; required passes are never ruled out."""
+        """The ruling for *candidate*; required passes are never ruled out.
+
+        Raises:
+            ReplayError: it is not the candidate that was expected.
+        """
+        ordinal = candidate.ordinal
+        beyond = self.limit is not None and ordinal > self.limit
+        if self.expected is not None and not beyond:
+            _assert_expected(candidate, self.expected.get(ordinal))
         if candidate.pass_.required:
             return KEEP
-        if self.limit is not None and candidate.ordinal > self.limit:
-            return Ruling(Verdict.HELD, facts={"limit": self.limit})
-        return self.find(candidate.pass_.name, candidate.signature)
+        if beyond or ordinal in self.skip or (self.only is not None and ordinal not in self.only):
+            return Ruling(Verdict.HELD)
+        return self.find(candidate.pass_.name, candidate.signature, candidate.site, ordinal)
 
-    def find(self, name: str, signature: str) -> Ruling:
-        """The ruling for a candidate of pass *name*, the limit aside."""
-        return self.by_group.get((name, signature)) or self.by_pass.get(name) or self.default
+    def find(self, name: str, signature: str, site: str = "", ordinal: int | None = None) -> Ruling:
+        """The ruling for a candidate of pass *name*, what the user left out aside."""
+        return (
+            (self.by_ordinal.get(ordinal) if ordinal is not None else None)
+            or self.by_site.get((name, site))
+            or self.by_group.get((name, signature))
+            or self.by_pass.get(name)
+            or self.default
+        )
+
+    def decisions(self) -> dict[str, Any]:
+        """The rulings by signature and by pass as JSON-compatible values."""
+        return {
+            "by_group": [[*key, ruling.to_json()] for key, ruling in self.by_group.items()],
+            "by_pass": {name: ruling.to_json() for name, ruling in self.by_pass.items()},
+            "default": self.default.to_json(),
+        }
+
+    def with_decisions(self, value: Mapping[str, Any]) -> Rulings:
+        """These rulings with those that :meth:`decisions` made of others."""
+        return replace(
+            self,
+            by_group={(n, s): Ruling.from_json(r) for n, s, r in value["by_group"]},
+            by_pass={name: Ruling.from_json(r) for name, r in value["by_pass"].items()},
+            default=Ruling.from_json(value["default"]),
+        )
+
+
+def _assert_expected(candidate: Candidate, expected: tuple[str, str, str] | None) -> None:
+    found = (candidate.pass_.name, candidate.site, candidate.signature)
+    if found == expected:
+        return
+    says = "nothing more" if expected is None else f"{expected[0]} at '{expected[1]}'"
+    raise ReplayError(
+        f"rewrite {candidate.ordinal} is {found[0]} at '{found[1]}', where the report has {says}"
+        + (", of another shape" if expected is not None and found[:2] == expected[:2] else "")
+    )
 
 
 Review = Callable[[Change], Verdict]

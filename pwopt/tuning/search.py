@@ -11,14 +11,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 
 from pwopt.errors import VerificationError
 from pwopt.remark import Fact, Kind, Remark, Verdict
 from pwopt.runtime import Comparison
 from pwopt.tuning.pipeline import Ruling, Rulings
-from pwopt.tuning.workbench import Build, Precision, Workbench
+from pwopt.tuning.replay import first_bad
+from pwopt.tuning.workbench import Build, InterruptedSearch, Precision, Workbench
 
-__all__ = ["Effort", "Found", "search"]
+__all__ = ["Effort", "Found", "confirm", "search", "settle"]
 
 MARGIN = 0.005
 """A rewrite stays only if the worse end of its interval shows more than this gain."""
@@ -59,23 +61,52 @@ class Found:
         rulings: the last word on every candidate that was looked at.
         comparison: the original against it; ``None`` if nothing was timed.
         reason: why the search ended.
+        is_partial: whether it was interrupted; not to be built on later.
     """
 
     build: Build | None
     rulings: Rulings
     comparison: Comparison | None
     reason: str
+    is_partial: bool = False
 
 
-def search(bench: Workbench, effort: Effort, rulings: Rulings) -> Found:
+def search(
+    bench: Workbench, effort: Effort, rulings: Rulings, time_limit_s: float | None = None
+) -> Found:
     """Find the fastest verified model within the effort's time.
 
     Args:
         bench: the model and the target.
         effort: quick or full.
         rulings: what the user decided already (limits, ordinals); never overruled.
+        time_limit_s: seconds to spend on trials; by default those of the effort.
     """
-    return _Search(bench, _BUDGETS[effort], rulings, thorough=effort is Effort.FULL).run()
+    budget = _BUDGETS[effort]
+    if time_limit_s is not None:
+        budget = replace(budget, total_s=time_limit_s)
+    return _Search(bench, budget, rulings, thorough=effort is Effort.FULL).run()
+
+
+def confirm(bench: Workbench, effort: Effort, rulings: Rulings) -> Found | None:
+    """Build what an earlier search ended with and time it once against the original.
+
+    Returns:
+        ``None`` if it does not hold any more: something was taken back, or it is slower.
+    """
+    build = bench.build(rulings)
+    if bench.objection(build) is not None:
+        return None
+    comparison = bench.compare(
+        bench.original,
+        build.written,
+        _BUDGETS[effort].trial,
+        "timing for confirmation",
+        anew=True,
+    )
+    if _is_loss(comparison):
+        return None
+    return Found(build, rulings, comparison, "decided by an earlier search; confirmed")
 
 
 def settle(bench: Workbench, build: Build) -> Build:
@@ -91,18 +122,16 @@ def settle(bench: Workbench, build: Build) -> Build:
     if objection is not None:
         _assert_base_is_fine(bench, build)
     while objection is not None:
-        low, high = 0, build.proposed
-        while high - low > 1:
-            middle = (low + high) // 2
-            if bench.objection(bench.build(replace(build.rulings, limit=middle))) is None:
-                low = middle
-            else:
-                high = middle
-        guilty = next(r for r in build.remarks if r.ordinal == high)
+        worst = first_bad(build.proposed, partial(_is_objectionable, bench, build.rulings))
+        guilty = next(r for r in build.remarks if r.ordinal == worst)
         group = (guilty.pass_name, str(guilty.facts["signature"]))
         build = bench.build(_with_group(build.rulings, group, objection))
         objection = bench.objection(build)
     return build
+
+
+def _is_objectionable(bench: Workbench, rulings: Rulings, limit: int) -> bool:
+    return bench.objection(bench.build(replace(rulings, limit=limit))) is not None
 
 
 def _assert_base_is_fine(bench: Workbench, build: Build) -> None:
@@ -124,19 +153,28 @@ class _Search:
         self.rulings = rulings
         self.thorough = thorough
         self.deadline = time.monotonic() + budget.total_s
-        self.stopped_early = False
+        self.end = "nothing left to try"
 
     def run(self) -> Found:
         for pass_ in self.bench.lower:
             self._rule_pass(pass_.name, Ruling(Verdict.HELD))
         base = self._build(replace(self.rulings, default=Ruling(Verdict.HELD)))
-        best = self._build(self.rulings)
-        if best.written.sha256 != base.written.sha256:
-            best = self._prune(base, best)
-            best = self._choose_variants(best)
-        for pass_ in self.bench.lower:
-            best = self._lower(best, pass_.name)
-        return self._confirm(base, self._build(self.rulings))
+        is_pruned = is_partial = False
+        try:
+            best = self._build(self.rulings)
+            if best.written.sha256 != base.written.sha256:
+                best = self._prune(base, best)
+                is_pruned = True
+                best = self._choose_variants(best)
+            for pass_ in self.bench.lower:
+                best = self._lower(best, pass_.name)
+        except InterruptedSearch:
+            is_partial = True
+            self.end = "interrupted"
+            if not is_pruned:  # what was not looked at has not shown to help
+                self.rulings = replace(self.rulings, default=Ruling(Verdict.HELD))
+        found = self._confirm(base, self._build(self.rulings))
+        return replace(found, is_partial=is_partial)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -215,6 +253,8 @@ class _Search:
             if not self._time_left() or (behind == 2 and not self.thorough):
                 break
             trial = self._build(_with_pass(self.rulings, name, Ruling(variant=variant)))
+            if trial.written.sha256 == best.written.sha256:
+                continue
             comparison = self._compare(best, trial, f"{name} as {variant}")
             leader = max((c.speedup for c, _, _ in tried), default=0.0)
             behind = behind + 1 if comparison.speedup < leader else 0
@@ -233,6 +273,8 @@ class _Search:
             if not self._time_left():
                 break
             trial = self._build(_with_group(self.rulings, group, choice))
+            if trial.written.sha256 == best.written.sha256:
+                continue
             comparison = self._compare(best, trial, f"{name}, group by group")
             if _is_gain(comparison):
                 best = trial
@@ -245,26 +287,24 @@ class _Search:
 
     def _confirm(self, base: Build, best: Build) -> Found:
         """Against the original, carefully; fall back to the canonicalised model, or to nothing."""
-        reason = (
-            "the time of this effort was spent" if self.stopped_early else "nothing left to try"
-        )
         if not best.is_changed:
-            return Found(None, self.rulings, None, f"{reason}; there is nothing to change")
+            return Found(None, self.rulings, None, f"{self.end}; there is nothing to change")
         comparison = self._against_original(best)
         if not _is_loss(comparison):
-            return Found(best, self.rulings, comparison, reason)
+            return Found(best, self.rulings, comparison, self.end)
         if base.is_changed and best.written.sha256 != base.written.sha256:
             comparison = self._against_original(base)
             if not _is_loss(comparison):
-                reason = f"{reason}; the kept gains did not add up"
+                reason = f"{self.end}; the kept gains did not add up"
                 return Found(base, base.rulings, comparison, reason)
-        reason = f"{reason}; no model was as fast as the original"
+        reason = f"{self.end}; no model was as fast as the original"
         return Found(None, self.rulings, comparison, reason)
 
     # -- helpers -------------------------------------------------------------------------------
 
     def _build(self, rulings: Rulings) -> Build:
         """Build and verify; groups that made it wrong are ruled out from here on."""
+        self.bench.check_interrupted()
         self.bench.progress("rewriting", None)
         build = settle(self.bench, self.bench.build(rulings))
         refused = {k: v for k, v in build.rulings.by_group.items() if v.verdict in _OBJECTIONS}
@@ -287,8 +327,8 @@ class _Search:
         self, baseline: Build, candidate: Build, precision: Precision, label: str
     ) -> Comparison:
         return self.bench.compare(
-            baseline.written.path,
-            candidate.written.path,
+            baseline.written,
+            candidate.written,
             precision,
             f"timing {label}",
             decide=1 + MARGIN,
@@ -301,7 +341,11 @@ class _Search:
 
     def _confirm_once(self, build: Build) -> Comparison:
         return self.bench.compare(
-            self.bench.original, build.written.path, self.budget.confirm, "timing for confirmation"
+            self.bench.original,
+            build.written,
+            self.budget.confirm,
+            "timing for confirmation",
+            anew=True,
         )
 
     def _rule_pass(self, name: str, ruling: Ruling) -> None:
@@ -309,7 +353,8 @@ class _Search:
 
     def _time_left(self) -> bool:
         left = time.monotonic() < self.deadline
-        self.stopped_early = self.stopped_early or not left
+        if not left:
+            self.end = "the time of this effort was spent"
         return left
 
 

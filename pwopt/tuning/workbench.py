@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,29 @@ from pwopt.passes import Canonicalise
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import Comparison, Feeds, Reference, Session, Verification, compare, open_session
 from pwopt.target import Target
+from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.pipeline import Review, Ruling, Rulings, StopReason, run_passes
 
-__all__ = ["Build", "Oracle", "Precision", "Progress", "Workbench", "counting", "silent"]
+__all__ = [
+    "Build",
+    "InterruptedSearch",
+    "Oracle",
+    "Precision",
+    "Progress",
+    "Workbench",
+    "counting",
+    "silent",
+]
 
 _HALF_WIDTH = 0.005
 """Timing ends when the interval of the ratio is this narrow, on either side."""
+
+
+class InterruptedSearch(Exception):  # noqa: N818 - says what happened, is no failure
+    """The user wants the search to end."""
+
 
 Progress = Callable[[str, float | None], None]
 """Told what is going on and, where known, how much of it is done (0 to 1)."""
@@ -96,7 +111,7 @@ class Workbench:
     def __init__(
         self,
         driver: Driver,
-        original: Path,
+        original: Written,
         scratch: Path,
         oracle: Future[Oracle],
         target: Target,
@@ -108,6 +123,7 @@ class Workbench:
         seed: int,
         max_bytes: float,
         progress: Progress,
+        cache: Cache | None = None,
     ) -> None:
         self.driver = driver
         self.original = original
@@ -126,6 +142,8 @@ class Workbench:
         self._latest: Build | None = None
         self._sessions: dict[Path, Session] = {}
         self._verified: dict[str, Verification] = {}
+        self._cache = cache
+        self._is_interrupted = False
 
     @property
     def feeds(self) -> Sequence[Feeds]:
@@ -190,19 +208,58 @@ class Workbench:
 
     def compare(
         self,
+        baseline: Written,
+        candidate: Written,
+        precision: Precision,
+        label: str,
+        *,
+        decide: float | None = None,
+        anew: bool = False,
+    ) -> Comparison:
+        """Time two models in turn; the ratio is baseline over candidate.
+
+        With *decide*, timing ends as soon as the interval excludes that ratio. What the cache
+        knows is not timed once more, unless *anew*.
+
+        Raises:
+            InterruptedSearch: :meth:`interrupt` was called.
+        """
+        key = (
+            "comparison",
+            self.target.fingerprint,
+            baseline.sha256,
+            candidate.sha256,
+            {name: getattr(value, "shape", None) for name, value in self.feeds[0].items()},
+            astuple(precision),
+            decide,
+        )
+        known = None if anew or self._cache is None else self._cache.get(*key)
+        if known is not None:
+            return Comparison.from_json(known)
+        comparison = self._timed(baseline.path, candidate.path, precision, label, decide)
+        if self._cache is not None:
+            self._cache.put(comparison.to_json(), *key)
+        return comparison
+
+    def _timed(
+        self,
         baseline: Path,
         candidate: Path,
         precision: Precision,
         label: str,
-        decide: float | None = None,
+        decide: float | None,
     ) -> Comparison:
-        """Time two models in turn; the ratio is baseline over candidate.
-
-        With *decide*, timing ends as soon as the interval excludes that ratio.
-        """
-        for path in [p for p in self._sessions if p not in (self.original, baseline, candidate)]:
+        for path in [
+            p for p in self._sessions if p not in (self.original.path, baseline, candidate)
+        ]:
             self._sessions.pop(path).close()
         self.progress(label, 0.0)
+        show = counting(self.progress, label)
+
+        def on_progress(done: int, total: int) -> None:
+            self.check_interrupted()
+            show(done, total)
+
         return compare(
             self._session(baseline),
             self._session(candidate),
@@ -213,8 +270,22 @@ class Workbench:
             precision=_HALF_WIDTH,
             rng=np.random.default_rng(self._seed),
             decide=decide,
-            on_progress=counting(self.progress, label),
+            on_progress=on_progress,
         )
+
+    def interrupt(self) -> None:
+        """Ask the search to end with what it has; safe to call from a signal handler."""
+        self._is_interrupted = True
+
+    def check_interrupted(self) -> None:
+        """Heed :meth:`interrupt`, once.
+
+        Raises:
+            InterruptedSearch: it was called.
+        """
+        if self._is_interrupted:
+            self._is_interrupted = False
+            raise InterruptedSearch
 
     def close(self) -> None:
         """Close all sessions."""

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -345,12 +346,20 @@ def test_wrong_usage_exits_with_two(source: Path) -> None:
     assert invoke("optimize", source, "--report", "r.txt").exit_code == 2
 
 
-def test_every_command_shows_an_example() -> None:
-    for command in (main, *main.commands.values()):
-        text = command.get_help(main.make_context("pwopt", [], resilient_parsing=True))
-        if command.name != "models":
-            example = text.partition("\n  Example:\n")[2]  # on lines of its own, not wrapped
-            assert example.strip().startswith("pwopt ")
+def every_command() -> list[click.Command]:
+    groups = [c for c in main.commands.values() if isinstance(c, click.Group)]
+    return [
+        main,
+        *(c for c in main.commands.values() if c not in groups),
+        *(c for group in groups for c in group.commands.values()),
+    ]
+
+
+@pytest.mark.parametrize("command", every_command(), ids=lambda c: str(c.name))
+def test_every_command_shows_an_example(command: click.Command) -> None:
+    text = command.get_help(main.make_context("pwopt", [], resilient_parsing=True))
+    example = text.partition("\n  Example:\n")[2]  # on lines of its own, not wrapped
+    assert example.strip().startswith("pwopt ")
 
 
 def test_runs_as_a_module() -> None:
@@ -389,3 +398,65 @@ def test_listed_initializers_are_reported(tmp_path: Path) -> None:
     kept = invoke("optimize", path, "--effort", "none", "--keep-overridable-initializers")
     assert kept.exit_code == 0, kept.output
     assert len(onnx.load(str(tmp_path / "old.opt.onnx")).graph.input) == 2
+
+
+def quick(source: Path, *args: object) -> dict[str, Any]:
+    """A short measured run; its report."""
+    result = invoke(
+        "optimize", source, "--overwrite", "--time-limit", 2, "--threads", 1, "--json", *args
+    )
+    assert result.exit_code == 0, result.output
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def test_a_second_run_measures_nothing_but_the_confirmation(source: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = quick(source, "--cache", cache)
+    entries = json.loads(invoke("cache", "info", "--cache", cache, "--json").stdout)["entries"]
+    assert entries > 1
+    second = quick(source, "--cache", cache)
+    assert "earlier search" in second["stop_reason"]
+    assert second["output"]["sha256"] == first["output"]["sha256"]
+    after = json.loads(invoke("cache", "info", "--cache", cache, "--json").stdout)["entries"]
+    assert after <= entries + 1
+    other = quick(source, "--cache", cache, "--skip-passes", "fold-affine")
+    assert "earlier search" not in other["stop_reason"]
+    assert "freed" in invoke("cache", "clear", "--cache", cache).stdout
+    assert json.loads(invoke("cache", "info", "--cache", cache, "--json").stdout)["entries"] == 0
+
+
+def test_without_a_cache_nothing_is_kept(source: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    report = quick(source, "--cache", cache, "--no-cache")
+    assert "earlier search" not in report["stop_reason"]
+    assert not cache.exists()
+
+
+def test_a_damaged_cache_is_a_note(source: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "measurements.sqlite").write_bytes(b"garbage" * 999)
+    report = quick(source, "--cache", cache)
+    assert any("set aside" in note for note in report["notes"])
+
+
+def test_a_report_is_replayed_and_bisected(source: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    first = invoke("optimize", source, "--effort", "none", "--report", report)
+    assert first.exit_code == 0, first.output
+    written = (tmp_path / "model.opt.onnx").read_bytes()
+    again = invoke("optimize", source, "-o", tmp_path / "again.onnx", "--replay", report)
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again.onnx").read_bytes() == written
+    found = invoke("bisect", source, "--replay", report, "--check", "verify")
+    assert found.exit_code == 0, found.output
+    assert "no rewrite" in found.stdout
+    other = tmp_path / "other.onnx"
+    onnx.save(conv_bn(channels=4), str(other))
+    refused = invoke("optimize", other, "--replay", report)
+    assert_one_line_error(refused, "other.onnx", "not the model")
+    assert not (tmp_path / "other.opt.onnx").exists()
+    assert_one_line_error(
+        invoke("bisect", other, "--replay", report, "--check", "verify"), "not the model"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,8 +14,8 @@ from pwopt.graph import Written
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import Comparison, Latency
 from pwopt.tuning.pipeline import Ruling, Rulings, StopReason
-from pwopt.tuning.search import Effort, Found, search, settle
-from pwopt.tuning.workbench import Build, Workbench
+from pwopt.tuning.search import Effort, Found, confirm, search, settle
+from pwopt.tuning.workbench import Build, InterruptedSearch, Workbench
 
 Site = tuple[str, str, tuple[str, ...]]
 """Pass, signature, variants."""
@@ -38,9 +39,11 @@ class SyntheticBench:
         self.factors = factors
         self.wrong = wrong
         self.canonical = canonical
-        self.original = Path("original")
+        self.original = Written(Path("original"), "original", 0)
         self.feeds: list[dict[str, Any]] = [{}]
         self.builds = 0
+        self.comparisons = 0
+        self.interrupted_at = -1
         self.prepared = True
 
     def progress(self, *_: object) -> None:
@@ -83,15 +86,24 @@ class SyntheticBench:
         return SimpleNamespace(ok=ok, reason=None if ok else "too far off")
 
     def time(self, path: Path) -> float:
-        if path == self.original:
+        if path == self.original.path:
             return 1.0
         time = self.canonical
         for applied in str(path).split()[1:]:
             time *= self.factors.get(applied, 1.0)
         return time
 
-    def compare(self, baseline: Path, candidate: Path, *_: object, **__: object) -> Comparison:
-        a, b = self.time(baseline), self.time(candidate)
+    def check_interrupted(self) -> None:
+        if self.comparisons == self.interrupted_at:
+            self.interrupted_at = -1
+            raise InterruptedSearch
+
+    def compare(
+        self, baseline: Written, candidate: Written, *_: object, **__: object
+    ) -> Comparison:
+        self.comparisons += 1
+        self.check_interrupted()
+        a, b = self.time(baseline.path), self.time(candidate.path)
         ratio = a / b
         return Comparison(
             Latency(a, (a, a), 9),
@@ -214,9 +226,11 @@ def test_a_slower_canonicalised_model_gives_way_to_the_original() -> None:
 
 def test_gains_that_do_not_add_up_fall_back_to_the_canonicalised_model() -> None:
     class Interacting(SyntheticBench):
-        def compare(self, baseline: Path, candidate: Path, *a: object, **k: object) -> Comparison:
-            if baseline == self.original and candidate != Path("m "):
-                return super().compare(Path("m slow"), self.original)
+        def compare(
+            self, baseline: Written, candidate: Written, *a: object, **k: object
+        ) -> Comparison:
+            if baseline == self.original and candidate.path != Path("m "):
+                return super().compare(Written(Path("m slow"), "slow", 0), self.original)
             return super().compare(baseline, candidate)
 
         def time(self, path: Path) -> float:
@@ -242,7 +256,9 @@ def test_one_disturbed_confirmation_does_not_cost_a_good_model() -> None:
     class Disturbed(SyntheticBench):
         disturbances = 1
 
-        def compare(self, baseline: Path, candidate: Path, *a: object, **k: object) -> Comparison:
+        def compare(
+            self, baseline: Written, candidate: Written, *a: object, **k: object
+        ) -> Comparison:
             if baseline == self.original and self.disturbances:
                 self.disturbances -= 1
                 return super().compare(candidate, baseline)
@@ -250,3 +266,62 @@ def test_one_disturbed_confirmation_does_not_cost_a_good_model() -> None:
 
     bench = Disturbed([("p", "g", ONE)], [], {"p/g/default": 0.9})
     assert kept(run(bench)) == {"p/g/default"}
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_an_interrupted_search_ends_with_what_has_shown_to_help(at: int) -> None:
+    bench = SyntheticBench(
+        [("good", "g", ONE), ("bad", "b", ONE), ("worse", "w", ONE)],
+        [("lower", "l1", ONE), ("lower", "l2", ONE)],
+        {
+            "good/g/default": 0.8,
+            "bad/b/default": 1.02,
+            "worse/w/default": 1.05,
+            "lower/l1/default": 0.8,
+            "lower/l2/default": 1.1,
+        },
+    )
+    bench.interrupted_at = at
+    found = run(bench)
+    assert bench.interrupted_at == -1, "the search was over before"
+    assert found.is_partial
+    assert "interrupted" in found.reason
+    assert found.comparison is not None
+    assert found.comparison.speedup >= 1
+    best = run(SyntheticBench([*bench.sites[:3]], [*bench.sites[3:]], bench.factors))
+    assert not best.is_partial
+    assert best.comparison is not None
+    assert best.comparison.speedup >= found.comparison.speedup
+
+
+def test_an_interruption_before_anything_was_built_is_passed_on() -> None:
+    bench = SyntheticBench([("good", "g", ONE)], [], {})
+    bench.interrupted_at = 0
+    with pytest.raises(InterruptedSearch):
+        run(bench)
+
+
+def test_a_time_limit_ends_the_trials() -> None:
+    lower: list[Site] = [("lower", f"l{i}", ("a", "b", "c")) for i in range(4)]
+    factors = {f"lower/l{i}/{v}": 0.9 for i in range(4) for v in "abc"}
+    bench = SyntheticBench([], lower, factors)
+    found = search(cast("Workbench", bench), Effort.FULL, Rulings(), time_limit_s=0.0)
+    assert found.reason.startswith("the time of this effort was spent")
+    assert bench.comparisons == 1  # the confirmation
+
+
+def test_an_earlier_end_is_confirmed_or_dropped() -> None:
+    bench = SyntheticBench([("good", "g", ONE), ("bad", "b", ONE)], [], {"good/g/default": 0.8})
+    found = run(bench)
+    decisions = json.loads(json.dumps(found.rulings.decisions()))
+    rulings = Rulings().with_decisions(decisions)
+    assert rulings == found.rulings
+    before = bench.comparisons
+    again = confirm(cast("Workbench", bench), Effort.FULL, rulings)
+    assert again is not None
+    assert kept(again) == kept(found)
+    assert bench.comparisons == before + 1
+    bench.factors["good/g/default"] = 1.2
+    assert confirm(cast("Workbench", bench), Effort.FULL, rulings) is None
+    bench.wrong = {"good/g/default"}
+    assert confirm(cast("Workbench", bench), Effort.FULL, rulings) is None
