@@ -1,8 +1,9 @@
 """Convolutions whose output channels are the pixels of a block: sub-pixel convolution.
 
-A transposed convolution of stride s computes every s-th output from the same taps, so each of the
-``s`` phases of its output is a convolution of its input (Shi et al. 2016, "Is the deconvolution
-layer the same as a convolutional layer?"). Pure numpy, one axis at a time.
+Neighbouring outputs of any convolution read overlapping inputs, so a block of them is one output of
+a strided convolution with a larger kernel. A transposed convolution of stride s computes every s-th
+output from the same taps, so each of the ``s`` phases of its output is a convolution of its input
+(Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?"). Pure numpy.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Phase", "PhasePlan", "phase_weight", "stacked_weight", "transposed_phases"]
+__all__ = [
+    "Phase",
+    "PhasePlan",
+    "packed_weight",
+    "phase_weight",
+    "stacked_weight",
+    "transposed_phases",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -113,10 +121,11 @@ def phase_weight(
     sizes = [last - first + 1 for first, last in windows]
     blocks = weight.reshape(group, cin // group, width, *kernel).swapaxes(1, 2)
     out = np.zeros((group, width, cin // group, *sizes), weight.dtype)
+    every = (slice(None),) * 3
     for taps in product(*(phase.taps for phase in phases)):
         source = tuple(k for k, _ in taps)
         place = tuple(o - first for (_, o), (first, _) in zip(taps, windows, strict=True))
-        out[(..., *place)] = blocks[(..., *source)]
+        out[every + place] = blocks[every + source]
     return out.reshape(group * width, cin // group, *sizes)
 
 
@@ -135,3 +144,28 @@ def stacked_weight(
     """
     every = product(*(plan.phases for plan in plans))
     return np.concatenate([phase_weight(weight, phases, windows) for phases in every])
+
+
+def packed_weight(weight: Array, steps: Sequence[int], strides: Sequence[int]) -> Array:
+    """Weights of the Conv whose channels are the outputs of a block of another Conv.
+
+    The output ``s q + r`` of a Conv with stride t reads ``t s q + t r + k``: for all ``r < s`` a
+    Conv with stride ``t s``, whose kernels are the other one's, shifted by ``t r``.
+
+    Args:
+        weight: ``[Cout, Cin, *kernel]``, undilated.
+        steps: size of the block per axis, s.
+        strides: per axis, t.
+
+    Returns:
+        ``[block * Cout, Cin, *(kernel + t (s - 1))]``, the pixels of a block row by row.
+    """
+    cout, cin, *kernel = weight.shape
+    sizes = [k + t * (s - 1) for k, s, t in zip(kernel, steps, strides, strict=True)]
+    pixels = list(product(*(range(s) for s in steps)))
+    out = np.zeros((len(pixels), cout, cin, *sizes), weight.dtype)
+    for place, pixel in zip(out, pixels, strict=True):
+        shifts = [r * t for r, t in zip(pixel, strides, strict=True)]
+        taps = tuple(slice(a, a + k) for a, k in zip(shifts, kernel, strict=True))
+        place[(slice(None), slice(None), *taps)] = weight
+    return out.reshape(-1, cin, *sizes)

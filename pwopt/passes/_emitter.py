@@ -41,9 +41,12 @@ class Emitter:
         inputs: Sequence[Tensor | None],
         shape: Sequence[Dim],
         attributes: Attributes | None = None,
+        *,
+        like: Tensor | None = None,
     ) -> Tensor:
-        """What *op* makes of *inputs*."""
-        out = self.rewriter.variable(f"{self.name}/{op}_output", self.like, tuple(shape))
+        """What *op* makes of *inputs*; of the element type of *like*, if given."""
+        hint = f"{self.name}/{op}_output"
+        out = self.rewriter.variable(hint, self.like if like is None else like, tuple(shape))
         self._last = self.rewriter.add(op, inputs, [out], attributes, near=self.near)
         return out
 
@@ -51,6 +54,11 @@ class Emitter:
         """Let *result*, which has no producer, be what the last operator computes."""
         assert self._last is not None
         self.rewriter.set_output(self._last, 0, result)
+
+    def again(self, node: Node, x: Tensor) -> Tensor:
+        """What the elementwise *node* makes of *x* instead of its first input."""
+        operands = [x, *(None if t.is_empty() else t for t in node.inputs[1:])]
+        return self.emit(node.op, operands, x.shape, dict(node.attrs))
 
     def reshape(self, x: Tensor, dims: Sequence[int], shape: Sequence[Dim]) -> Tensor:
         """*x* with *dims* as Reshape takes them (0 and -1), and known as *shape*."""

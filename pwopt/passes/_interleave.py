@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from pwopt.graph import Dim, Tensor
+from pwopt.graph import Dim, Facts, Node, Tensor
 from pwopt.passes._emitter import Emitter, times
 
-__all__ = ["Arrangement", "arrangements", "interleave"]
+__all__ = ["Arrangement", "activation_behind", "arrangements", "interleave"]
+
+_ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Clip")
+"""What ONNX Runtime fuses into the Conv before it."""
 
 
 class Arrangement(StrEnum):
@@ -30,6 +33,16 @@ def arrangements(steps: Sequence[int], width: Dim) -> tuple[Arrangement, ...]:
     if steps[0] == steps[1]:
         found.append(Arrangement.DEPTH_TO_SPACE)
     return tuple(found)
+
+
+def activation_behind(tensor: Tensor, facts: Facts) -> Node | None:
+    """The activation that alone reads *tensor*, and so may come before a rearrangement of it."""
+    node = facts.sole_consumer(tensor)
+    if node is None or not facts.is_op(node, *_ACTIVATIONS) or facts.is_captured(tensor):
+        return None
+    if node.inputs[0] is not tensor:
+        return None
+    return node if all(t.is_empty() or facts.is_constant(t) for t in node.inputs[1:]) else None
 
 
 def interleave(

@@ -13,7 +13,7 @@ import numpy as np
 from pwopt.graph import ConvFacts, Dim, Facts, Node, Rewriter, Tensor, ValuesView
 from pwopt.numerics.sub_pixel import PhasePlan, phase_weight, stacked_weight, transposed_phases
 from pwopt.passes._emitter import Attributes, Emitter
-from pwopt.passes._interleave import Arrangement, arrangements, interleave
+from pwopt.passes._interleave import Arrangement, activation_behind, arrangements, interleave
 from pwopt.passes.contract import Match, Pass, Variant
 from pwopt.remark import Decline, Exactness
 
@@ -24,9 +24,6 @@ _PER_PHASE = "per-phase-"
 
 _MOST_PHASES = 16
 """With more phases than this, one Conv per phase is no longer offered."""
-
-_ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Clip")
-"""What ONNX Runtime fuses into the Conv before it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +114,7 @@ class LowerConvTranspose(Pass[LowerConvTransposeMatch]):
         ways = self._ways(conv, plans, facts)
         if isinstance(ways, Decline):
             return ways
-        activation = facts.sole_consumer(conv.output)
-        if not _is_activation(activation, conv.output, facts):
-            activation = None
+        activation = activation_behind(conv.output, facts)
         return LowerConvTransposeMatch(
             node,
             (node,) if activation is None else (node, activation),
@@ -226,22 +221,12 @@ class LowerConvTranspose(Pass[LowerConvTransposeMatch]):
         per_phase = variant.name.startswith(_PER_PHASE) or (variant == _CONV and conv.group > 1)
         y = _per_phase(match, emitter) if per_phase else _stacked(match, emitter)
         if activation is not None:
-            operands = [y, *(None if t.is_empty() else t for t in activation.inputs[1:])]
-            y = emitter.emit(activation.op, operands, y.shape, dict(activation.attrs))
+            y = emitter.again(activation, y)
         if variant != _CONV:
             arrangement = Arrangement(variant.name.removeprefix(_PER_PHASE))
             surplus = [plan.surplus for plan in match.plans]
             interleave(emitter, y, conv.strides, arrangement, surplus)
         emitter.finish(result)
-
-
-def _is_activation(node: Node | None, tensor: Tensor, facts: Facts) -> bool:
-    """Whether *node* is an elementwise operator on *tensor* with nothing else of its shape."""
-    if node is None or not facts.is_op(node, *_ACTIVATIONS) or node.inputs[0] is not tensor:
-        return False
-    if facts.is_captured(tensor):
-        return False
-    return all(t.is_empty() or facts.is_constant(t) for t in node.inputs[1:])
 
 
 def _stacked(match: LowerConvTransposeMatch, emitter: Emitter) -> Tensor:

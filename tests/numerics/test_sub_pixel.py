@@ -6,7 +6,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pwopt.numerics.sub_pixel import phase_weight, stacked_weight, transposed_phases
+from pwopt.numerics.sub_pixel import (
+    packed_weight,
+    phase_weight,
+    stacked_weight,
+    transposed_phases,
+)
 
 
 def test_kernel_of_the_stride_has_one_tap_per_phase() -> None:
@@ -78,3 +83,22 @@ def test_groups_keep_their_channels() -> None:
     turned = phase_weight(weight, [phase], [plan.window], group=2)
     expected = weight.reshape(2, 2, 3).swapaxes(1, 2).reshape(6, 2, 1)
     np.testing.assert_array_equal(turned, expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_block_of_outputs_is_one_of_a_strided_convolution(data: st.DataObject) -> None:
+    kernel, stride = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))
+    step, blocks = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(stride * (step * blocks - 1) + kernel)
+    w = rng.standard_normal((2, 1, kernel))
+    packed = packed_weight(w, [step], [stride])
+    assert packed.shape == (2 * step, 1, kernel + stride * (step - 1))
+    answer = np.zeros((2, step * blocks))
+    for r in range(step):
+        for c in range(2):
+            row = np.correlate(x, packed[r * 2 + c, 0])[:: stride * step]
+            answer[c, r::step] = row
+    expected = [np.correlate(x, w[c, 0])[::stride] for c in range(2)]
+    np.testing.assert_allclose(answer, expected, atol=1e-12)
