@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pwopt.graph import Model
+    from pwopt.line import Options
     from pwopt.result import Report
     from pwopt.tuning.workbench import Progress
 
@@ -136,8 +137,12 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"pwopt: {' '.join(message.split())}", err=True)
+    _complain(message)
     sys.exit(code)
+
+
+def _complain(message: str) -> None:
+    click.echo(f"pwopt: {' '.join(message.split())}", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -154,8 +159,14 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("model")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL.opt.onnx.")
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write there, under the default names; made if it does not exist.",
+)
 @target_options
 @click.option(
     "--effort",
@@ -230,8 +241,9 @@ def main() -> None:
 @json_option
 @reports_errors
 def optimize(
-    model: str,
+    models: tuple[str, ...],
     output: Path | None,
+    output_dir: Path | None,
     target: Target,
     effort: str,
     time_limit: float | None,
@@ -257,19 +269,16 @@ def optimize(
 ) -> None:
     """Rewrite MODEL, keep what is verified and measured faster, and say what was done.
 
+    Several models share measurements and end in a summary; what fails among them does not keep
+    the others from being done.
+
     \b
     Example:
         pwopt optimize model.onnx -o fast.onnx --threads 1 --report report.json
     """
     if keep_opset and opset is not None:
         raise click.UsageError("--keep-opset and --opset exclude each other")
-    for report_path in reports:
-        if report_path.suffix not in (".json", ".html"):
-            raise click.UsageError(f"--report {report_path}: the name must end in .json or .html")
-        if not report_path.parent.is_dir():
-            raise OutputError(f"{report_path}: the folder {report_path.parent} does not exist")
-    from dataclasses import replace
-
+    _check_outputs(models, output, output_dir, reports, replay)
     from pwopt import line
     from pwopt import passes as catalogue
     from pwopt.report.json import read_script
@@ -295,12 +304,82 @@ def optimize(
         dry_run=dry_run,
         seed=seed,
     )
-    with _model_file(model) as path, _progress() as progress:
-        if output is None and path != Path(model):
-            output = Path(f"{path.stem}.opt.onnx")
-        report = line.optimize(path, output, target, options, progress)
-    report = replace(report, model=replace(report.model, path=Path(model)))
+    if len(models) > 1:
+        _optimize_all(models, output_dir, target, options, as_json=as_json)
+        return
+    report = _optimized(models[0], output, output_dir, target, options)
     _emit_report(report, reports, as_json=as_json)
+
+
+def _check_outputs(
+    models: tuple[str, ...],
+    output: Path | None,
+    output_dir: Path | None,
+    reports: tuple[Path, ...],
+    replay: Path | None,
+) -> None:
+    if output is not None and output_dir is not None:
+        raise click.UsageError("--output and --output-dir exclude each other")
+    for path in reports:
+        if path.suffix not in (".json", ".html"):
+            raise click.UsageError(f"--report {path}: the name must end in .json or .html")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: the folder {path.parent} does not exist")
+    if len(models) == 1:
+        return
+    if output is not None or reports or replay is not None:
+        raise click.UsageError(
+            "--output, --report and --replay take one model; several take --output-dir and --json"
+        )
+    stems = [_stem(model) for model in models]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if output_dir is not None and twice is not None:
+        raise click.UsageError(f"--output-dir: two models would become {twice}.opt.onnx")
+
+
+def _stem(model: str) -> str:
+    return Path(model.removeprefix("example:")).stem
+
+
+def _optimized(
+    model: str, output: Path | None, output_dir: Path | None, target: Target, options: Options
+) -> Report:
+    from dataclasses import replace
+
+    from pwopt import line
+
+    with _model_file(model) as path, _progress() as progress:
+        if output_dir is not None:
+            output_dir.mkdir(exist_ok=True)
+        if output is None and (output_dir is not None or path != Path(model)):
+            output = (output_dir or Path()) / f"{_stem(model)}.opt.onnx"
+        report = line.optimize(path, output, target, options, progress)
+    return replace(report, model=replace(report.model, path=Path(model)))
+
+
+def _optimize_all(
+    models: tuple[str, ...],
+    output_dir: Path | None,
+    target: Target,
+    options: Options,
+    *,
+    as_json: bool,
+) -> None:
+    from pwopt.report.json import dump, to_json
+    from pwopt.report.terminal import overview_table
+
+    reports = []
+    for model in models:
+        try:
+            reports.append(_optimized(model, None, output_dir, target, options))
+        except PwoptError as error:
+            _complain(str(error))
+    if as_json:
+        click.echo(dump({"reports": [to_json(report) for report in reports]}), nl=False)
+    else:
+        _emit(overview_table(reports))
+    if len(reports) < len(models):
+        sys.exit(EXIT_ERROR)
 
 
 @main.command()

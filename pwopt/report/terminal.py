@@ -21,6 +21,7 @@ __all__ = [
     "explain_table",
     "figure",
     "inspect_table",
+    "overview_table",
     "report_table",
     "verification_table",
 ]
@@ -41,6 +42,24 @@ def figure(value: float | None, unit: str = "") -> str:
 def report_table(report: Report) -> RenderableType:
     """The summary that ``optimize`` ends with."""
     return Group(_summary(report), _pass_table(report), *(Text(f"- {n}") for n in report.notes))
+
+
+def overview_table(reports: Sequence[Report]) -> Table:
+    """One line per model."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for title in ("latency", "error", "kept", "output"):
+        table.add_column(title, overflow="fold")
+    for report in reports:
+        kept = [n for n, tally in report.passes.items() if tally.applied]
+        table.add_row(
+            "" if report.model.path is None else report.model.path.name,
+            _latency_text(report.latency),
+            _error_text(report),
+            ", ".join(kept) or "the original",
+            "not written" if report.output.path is None else str(report.output.path),
+        )
+    return table
 
 
 def _summary(report: Report) -> Table:

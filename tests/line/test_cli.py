@@ -460,3 +460,34 @@ def test_a_report_is_replayed_and_bisected(source: Path, tmp_path: Path) -> None
     assert_one_line_error(
         invoke("bisect", other, "--replay", report, "--check", "verify"), "not the model"
     )
+
+
+def test_several_models_end_in_an_overview(source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.onnx"
+    onnx.save(conv_bn(channels=4), str(other))
+    folder = tmp_path / "out"
+    result = invoke("optimize", source, other, "--output-dir", folder, "--effort", "none")
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in folder.iterdir()} == {"model.opt.onnx", "other.opt.onnx"}
+    assert "model.onnx" in result.stdout
+    assert "other.onnx" in result.stdout
+
+
+def test_one_bad_model_among_several_does_not_keep_the_others(source: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.onnx"
+    result = invoke("optimize", missing, source, "--effort", "none", "--json")
+    assert_one_line_error(result, "missing.onnx")
+    (report,) = json.loads(result.stdout)["reports"]
+    assert report["model"]["path"] == str(source)
+    assert (tmp_path / "model.opt.onnx").exists()
+
+
+def test_options_for_one_model_are_refused_for_several(source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "sub" / "model.onnx"
+    assert invoke("optimize", source, other, "-o", tmp_path / "x.onnx").exit_code == 2
+    assert invoke("optimize", source, other, "--report", tmp_path / "r.json").exit_code == 2
+    clash = invoke("optimize", source, other, "--output-dir", tmp_path / "out")
+    assert clash.exit_code == 2
+    assert "model.opt.onnx" in clash.stderr
+    both = invoke("optimize", source, "-o", tmp_path / "x.onnx", "--output-dir", tmp_path)
+    assert both.exit_code == 2
