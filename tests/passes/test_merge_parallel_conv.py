@@ -21,6 +21,7 @@ from pwopt.remark import Decline
 from tests.passes import harness
 from tests.passes.linear_models import (
     BATCH,
+    DTYPES,
     OPSETS,
     Draft,
     Geometry,
@@ -217,8 +218,8 @@ def test_heads_of_a_detector() -> None:
     assert_agree(before, shallow.model, d.rng)
 
 
-def test_towers_become_groups() -> None:
-    """Dense convolutions of equal channels side by side, as in RetinaNet."""
+def test_towers_stay_dense() -> None:
+    """As groups of one they would be out of reach for other rewrites."""
     d = draft()
     ends = []
     for last in (2, 5):
@@ -227,8 +228,28 @@ def test_towers_become_groups() -> None:
         ends.append(d.conv(hidden, 4, last, POINT))
     before = d.finish(keep_apart(d, ends))
     after = merge(before)
-    assert after.ops[:5] == ["Conv", "Relu", "Conv", "Relu", "Split"]
-    assert attributes(after.model.graph.node[2])["group"] == 2
+    assert after.ops[:3] == ["Conv", "Relu", "Split"]
+    assert after.ops.count("Conv") == 5
+    assert_agree(before, after.model, d.rng)
+
+
+def test_depthwise_convs_of_one_multiplier() -> None:
+    d = draft()
+    ends = [d.conv(d.conv("x", 3, w, POINT), w, 2 * w, SAME, group=w) for w in (1, 3)]
+    before = d.finish(keep_apart(d, ends))
+    after = merge(before)
+    assert after.ops[:3] == ["Conv", "Conv", "Split"]
+    assert attributes(after.model.graph.node[1])["group"] == 4
+    assert_agree(before, after.model, d.rng)
+
+
+def test_depthwise_convs_of_other_multipliers_stay() -> None:
+    d = draft()
+    ends = [d.conv(d.conv("x", 3, 2, POINT), 2, 2 * m, SAME, group=2) for m in (1, 2)]
+    before = d.finish(keep_apart(d, ends))
+    after = merge(before)
+    assert after.ops[:2] == ["Conv", "Split"]
+    assert after.ops.count("Conv") == 3
     assert_agree(before, after.model, d.rng)
 
 
@@ -445,7 +466,7 @@ def networks(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
     d = Draft(
         np.random.default_rng(draw(st.integers(0, 2**32 - 1))),
         (draw(BATCH), 2, *(size,) * rank),
-        draw(st.sampled_from([np.float16, np.float32])),
+        draw(st.sampled_from(DTYPES if rank == 2 else DTYPES[:2])),
         draw(st.sampled_from(OPSETS)),
     )
     geometry, axis = draw(geometries(rank)), 1
