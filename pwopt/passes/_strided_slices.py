@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pwopt.graph import Facts, Node, Tensor
 
-__all__ = ["Sampling", "sampling"]
+__all__ = ["Sampling", "sampling", "taken"]
 
 _OPEN_END = 2**31 - 1
 """An end from here on means the end of the axis, whatever its size."""
@@ -35,15 +35,15 @@ def sampling(tensor: Tensor, rank: int, facts: Facts) -> Sampling:
     found = Sampling(tensor, (0,) * space, (1,) * space, ())
     while True:
         node = facts.producer(found.source)
-        taken = _taken(node, rank, facts) if node is not None else None
-        if node is None or taken is None:
+        entries = taken(node, rank, facts) if node is not None else None
+        if node is None or entries is None:
             return found
-        offsets = tuple(a + s * b for (a, s), b in zip(taken, found.offsets, strict=True))
-        steps = tuple(s * t for (_, s), t in zip(taken, found.steps, strict=True))
+        offsets = tuple(a + s * b for (a, s), b in zip(entries, found.offsets, strict=True))
+        steps = tuple(s * t for (_, s), t in zip(entries, found.steps, strict=True))
         found = Sampling(node.inputs[0], offsets, steps, (*found.nodes, node))
 
 
-def _taken(node: Node, rank: int, facts: Facts) -> list[tuple[int, int]] | None:
+def taken(node: Node, rank: int, facts: Facts) -> list[tuple[int, int]] | None:
     """Offset and step per axis of space that the Slice *node* takes; ``None`` if it does else."""
     # Before opset 10 a Slice has no steps.
     if not facts.is_op(node, "Slice") or facts.opset < 10:
@@ -58,14 +58,14 @@ def _taken(node: Node, rank: int, facts: Facts) -> list[tuple[int, int]] | None:
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
     shape = facts.shape(node.inputs[0])
-    taken = [(0, 1)] * (rank - 2)
+    found = [(0, 1)] * (rank - 2)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         place = axis % rank - 2
         size = shape[axis % rank] if shape is not None and len(shape) == rank else None
         if place < 0 or not 0 <= start < step or not _reaches_end(start, end, step, size):
             return None
-        taken[place] = (start, step)
-    return taken
+        found[place] = (start, step)
+    return found
 
 
 def _reaches_end(start: int, end: int, step: int, size: int | str | None) -> bool:
