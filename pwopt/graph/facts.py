@@ -127,6 +127,10 @@ class Facts:
         """Whether *node* exists and is one of the standard operators *ops*."""
         return node is not None and node.domain in DEFAULT_DOMAINS and node.op in ops
 
+    def position(self, node: Node) -> tuple[int, int]:
+        """A key that orders nodes as they stand in the file."""
+        return self._model.position(node)
+
     def site(self, node: Node) -> str:
         """What to call *node* in a report: its name, or what it computes."""
         return node.name or f"{node.op}({', '.join(t.name for t in node.outputs)})"

@@ -10,7 +10,7 @@ import numpy as np
 
 from pwopt.graph import Facts, Node, Rewriter, Tensor
 
-__all__ = ["ELEMENTWISE", "Axes", "Movable", "inverse", "movable"]
+__all__ = ["ELEMENTWISE", "Axes", "Movable", "inverse", "movable", "reduced_axes"]
 
 Axes = tuple[int, ...]
 """A change of layout: axis ``a`` of the old layout is axis ``axes[a]`` of the new one."""
@@ -164,7 +164,7 @@ def _along_axis(node: Node, axes: Axes, facts: Facts, default: int) -> Movable |
 def _reduction(node: Node, axes: Axes, facts: Facts) -> Movable | None:
     if not _carries(facts, node.inputs[0], axes):
         return None
-    reduced = _reduced_axes(node, len(axes), facts)
+    reduced = reduced_axes(node, len(axes), facts)
     if reduced is None:
         return None
     keeps_rank = facts.attr_int(node, "keepdims", 1) == 1
@@ -186,7 +186,8 @@ def _reduction(node: Node, axes: Axes, facts: Facts) -> Movable | None:
     return Movable((node,), (node.inputs[0],), outputs, transform)
 
 
-def _reduced_axes(node: Node, rank: int, facts: Facts) -> tuple[int, ...] | None:
+def reduced_axes(node: Node, rank: int, facts: Facts) -> tuple[int, ...] | None:
+    """The axes of a reduction of a tensor of *rank* axes, counted from the front, if constant."""
     if node.op in _SELECTIONS:
         return (facts.attr_int(node, "axis", 0) % rank,)
     if facts.attr_int(node, "noop_with_empty_axes", 0):

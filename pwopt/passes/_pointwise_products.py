@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "Product",
     "as_conv",
     "as_matmul",
+    "find_biased_product",
     "find_conv",
     "find_product",
     "read_product",
@@ -126,6 +128,39 @@ def _read_flattened(core: Node, facts: Facts) -> Product | Decline:
         None if bias is None else (bias, factor),
         tuple(maps),
     )
+
+
+def find_biased_product(node: Node, facts: Facts) -> Product | None:
+    """The product that *node* is or belongs to, with the bias behind it."""
+    product = find_product(node, facts)
+    if product is None and facts.is_op(node, "Add"):
+        before = [facts.producer(t) for t in node.inputs if not facts.is_constant(t)]
+        if len(before) == 1 and before[0] is not None:
+            product = find_product(before[0], facts)
+    if product is None:
+        return None
+    product = _with_bias(product, facts)
+    return product if any(n is node for n in product.nodes) else None
+
+
+def _with_bias(product: Product, facts: Facts) -> Product:
+    """*product* and the Add behind it, if that adds one constant per channel and nothing else."""
+    add = facts.sole_consumer(product.result)
+    if product.bias is not None or product.maps or not facts.is_op(add, "Add"):
+        return product
+    assert add is not None
+    bias = _constant_operand(add, facts)
+    shape = facts.shape(product.result)
+    if bias is None or shape is None or not _is_bias(bias, shape[-1], facts):
+        return product
+    nodes, result = (*product.nodes, add), add.outputs[0]
+    return replace(product, nodes=nodes, result=result, bias=(bias, 1.0))
+
+
+def _is_bias(tensor: Tensor, channels: Dim, facts: Facts) -> bool:
+    """Whether *tensor* is a constant that has one element per channel, which come last."""
+    shape = facts.static_shape(tensor)
+    return bool(shape) and math.prod(shape or ()) == channels == (shape or (0,))[-1]
 
 
 def find_conv(node: Node, facts: Facts) -> ConvFacts | None:

@@ -45,6 +45,12 @@ class Prices(Protocol):
     def operator(self, moved: Movable, present: int, layout: int) -> int:
         """What *moved*, which works in the layout *present*, costs extra in *layout*."""
 
+    def apart(self, first: Movable | Node, second: Movable) -> int:
+        """What it costs to have *first*, but not *second*, in layout 0.
+
+        Nothing but *second* reads what *first* computes; a node keeps its layout.
+        """
+
     def pays(self, before: int, after: int) -> bool:
         """Whether a change from one sum of prices to another is worth making."""
 
@@ -69,6 +75,11 @@ class FewestTransposes:
         del moved, present, layout
         return 0
 
+    def apart(self, first: Movable | Node, second: Movable) -> int:
+        """Nothing."""
+        del first, second
+        return 0
+
     def pays(self, before: int, after: int) -> bool:
         """Whether the number falls."""
         return after // _ONE < before // _ONE
@@ -88,14 +99,18 @@ class Plan:
 
     Attributes:
         before, after: Transposes of the region, now and then.
+        is_whole: whether the region ends where its operators do, and not at its largest size.
         nodes: the Transposes, and the operators that change their layout.
         moved: the operators that change their layout.
+        sources: operators that keep their layout and write a value of the region.
     """
 
     before: int
     after: int
+    is_whole: bool
     nodes: tuple[Node, ...]
     moved: tuple[Movable, ...]
+    sources: tuple[Node, ...]
     _region: Region
     _labels: dict[int, int]
 
@@ -137,7 +152,9 @@ def find_plan(
     moved = tuple(m for m in region.movables if labels[id(m)] != region.layout_of[id(m)])
     nodes = [t for value in region.values for t in value.transposes]
     nodes += [node for m in moved for node in m.nodes]
-    return Plan(before, after, tuple(nodes), moved, region, labels)
+    is_whole = len(region.movables) < _LARGEST_REGION
+    sources = region.sources()
+    return Plan(before, after, is_whole, tuple(nodes), moved, sources, region, labels)
 
 
 def perm_of(node: Node, facts: Facts) -> Axes | None:
@@ -218,6 +235,8 @@ class Region:
         self._movable_of: dict[int, Movable] = {}
         self._fixed: dict[int, Node] = {}
         self._ends: dict[int, _Ends] = {}
+        self._bonds: list[tuple[Movable | None, Movable, int]] = []
+        """Who costs how much if the first, or what keeps its layout, is in layout 0 alone."""
 
     # -- exploring -----------------------------------------------------------------------------
 
@@ -242,6 +261,7 @@ class Region:
         # A node that was turned away may have brought in values that nothing movable touches.
         self.values = [value for value in self.values if id(value) in seen]
         self._ends = {id(value): self._ends_of(value) for value in self.values}
+        self._bonds = [bond for value in self.values for bond in self._bonds_of(value)]
 
     def _value(self, tensor: Tensor, layout: int) -> tuple[_Value, int]:
         """The value that *tensor* holds and the layout it holds it in."""
@@ -325,6 +345,11 @@ class Region:
         """The movable operator that *node* belongs to."""
         return None if node is None else self._movable_of.get(id(node))
 
+    def sources(self) -> tuple[Node, ...]:
+        """Operators that keep their layout and write a value of the region."""
+        producers = (self.facts.producer(value.root) for value in self.values)
+        return tuple(n for n in producers if n is not None and self.movable_at(n) is None)
+
     def obstacles(self) -> tuple[str, ...]:
         """Types of the operators around the region that keep their layout."""
         types = {self.facts.op(node) for node in self._fixed.values()}
@@ -351,6 +376,18 @@ class Region:
         ends = frozenset(layouts), frozenset(costly), tuple(movables.values())
         return _Ends(*ends, cheapest, transpose - cheapest)
 
+    def _bonds_of(self, value: _Value) -> Iterator[tuple[Movable | None, Movable, int]]:
+        producer = self.facts.producer(value.root)
+        readers = [n for n, _ in self._neighbours(value) if n is not producer]
+        if producer is None or len(readers) != 1 or value.pinned:
+            return
+        first, second = self.movable_at(producer), self.movable_at(readers[0])
+        if second is None or (first is None and value.layout == 1):
+            return
+        price = self.prices.apart(first or producer, second)
+        if price:
+            yield first, second, price
+
     def layouts(self, value: _Value, labels: dict[int, int]) -> set[int]:
         """Layouts in which *value* is written or read under *labels*."""
         ends = self._ends[id(value)]
@@ -368,6 +405,9 @@ class Region:
             if in_first != in_second:
                 edges.append((number[id(m)], sink, in_first))
                 edges.append((source, number[id(m)], in_second))
+        for first, second, price in self._bonds:
+            tail = source if first is None else number[id(first)]
+            edges.append((tail, number[id(second)], price))
         count = len(self.movables) + 2
         terms = [(ends, *term) for ends in self._ends.values() for term in ends.terms()]
         unlimited = sum(price for _, price, _ in terms) + sum(price for _, _, price in edges) + 1
@@ -377,12 +417,12 @@ class Region:
             if len(touching) < 2:
                 continue
             # All on one side is free; a mixture pays once, on the edge between the two helpers.
-            first, second = count, count + 1
+            inlet, outlet = count, count + 1
             count += 2
-            edges.append((first, second, price))
+            edges.append((inlet, outlet, price))
             for end in touching:
-                edges.append((end, first, unlimited))
-                edges.append((second, end, unlimited))
+                edges.append((end, inlet, unlimited))
+                edges.append((outlet, end, unlimited))
         _, at_sink = minimum_cut(count, edges, source, sink)
         return {id(m): int(at_sink[number[id(m)]]) for m in self.movables}
 
@@ -435,6 +475,11 @@ class Region:
         self, values: Iterable[_Value], movables: Iterable[Movable], labels: dict[int, int]
     ) -> int:
         total = sum(self._operator_price(m, labels[id(m)]) for m in movables)
+        total += sum(
+            price
+            for first, second, price in self._bonds
+            if labels[id(second)] == 1 and (first is None or labels[id(first)] == 0)
+        )
         for value in values:
             ends = self._ends[id(value)]
             chosen = {labels[id(m)] for m in ends.movables}
