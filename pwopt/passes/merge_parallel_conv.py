@@ -122,7 +122,9 @@ class MergeParallelConv(Pass[MergeParallelConvMatch]):
         Concat; 1.1 to 1.6 on thin heads that end in Transposes (1.06 on a whole face detector);
         1.2 on branches with depthwise convolutions whose channels do not fill blocks. Branches
         that go on into other convolutions lose a few percent (0.96 to 0.98 on detectors with
-        cross-stage blocks and on networks of inception modules).
+        cross-stage blocks and on networks of inception modules). Lowered to Winograd's form
+        afterwards, two 3x3 convolutions of 64 channels share the transform of their input: 1.2
+        times.
     """
 
     Why = Why

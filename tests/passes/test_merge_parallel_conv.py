@@ -16,7 +16,9 @@ from onnx import numpy_helper
 
 from pwopt import models
 from pwopt.graph import Facts, parse
+from pwopt.passes.lower_conv_winograd import LowerConvWinograd
 from pwopt.passes.merge_parallel_conv import MergeParallelConv, Why
+from pwopt.passes.split_concat_conv import SplitConcatConv
 from pwopt.remark import Decline
 from tests.passes import harness
 from tests.passes.linear_models import (
@@ -340,6 +342,34 @@ def test_overridable_initializers_are_not_constant() -> None:
     proto = d.finish(keep_apart(d, [d.conv("x", 3, w, POINT) for w in (4, 2)]), ir=3)
     assert Why.WEIGHT_NOT_CONSTANT.value in merge(proto, overridable=True).reasons
     assert merge(proto).applied == 1
+
+
+# -- beside other passes ---------------------------------------------------------------------------
+
+
+def test_convs_of_a_split_sum_stay_apart() -> None:
+    """Merging them would bring back what split-concat-conv took apart."""
+    d = draft()
+    a, b = (d.add("Relu", [d.conv("x", 3, 2, SAME)]) for _ in range(2))
+    pairs = (((a, b), 2), ((b, a), 3))
+    ends = [d.conv(d.add("Concat", both, axis=1), 4, width, POINT) for both, width in pairs]
+    before = d.finish(keep_apart(d, ends))
+    apart = harness.run_pass(SplitConcatConv(), before)
+    assert apart.applied == 2
+    after = merge(apart.model)
+    assert after.applied == 1  # the two that read x
+    assert Why.SUM_FOLLOWS.value in after.reasons
+    assert harness.run_pass(SplitConcatConv(), after.model).applied == 0
+    assert_agree(before, after.model, d.rng)
+
+
+def test_merged_convs_share_a_winograd_transform() -> None:
+    d = draft((1, 32, 14, 14))
+    before = d.finish(keep_apart(d, [d.conv("x", 32, width, SAME) for width in (32, 16)]))
+    merged = merge(before)
+    after = harness.run_pass(LowerConvWinograd(), merged.model)
+    assert after.applied == 1
+    assert_agree(before, after.model, d.rng, factor=64)
 
 
 # -- declines --------------------------------------------------------------------------------------
