@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pwopt.graph import Constant, Facts, Node, Tensor
 from pwopt.passes.contract import Match, Pass, Variant
 
-__all__ = ["AnyPass", "Candidate", "signature"]
+__all__ = ["AnyPass", "Candidate", "describe", "signature"]
 
 AnyPass = Pass[Any]
 
@@ -35,9 +36,18 @@ class Candidate:
 
 def signature(pass_: AnyPass, match: Match, facts: Facts) -> str:
     """A digest of the pass and of the operators, attributes and shapes that *match* covers."""
+    return _digest(pass_.spec(), match.nodes, facts)
+
+
+def describe(nodes: Iterable[Node], facts: Facts) -> str:
+    """A digest of operators, attributes and shapes of *nodes*, whatever they are called."""
+    return _digest("", nodes, facts)
+
+
+def _digest(seed: str, nodes: Iterable[Node], facts: Facts) -> str:
     numbers: dict[int, int] = {}
-    digest = hashlib.sha256(pass_.spec().encode())
-    for node in match.nodes:
+    digest = hashlib.sha256(seed.encode())
+    for node in nodes:
         digest.update(_describe(node, facts, numbers).encode())
     return digest.hexdigest()[:16]
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from pwopt.errors import ReplayError
 from pwopt.graph.extract import extract
-from pwopt.remark import Decline, Remark, Verdict
+from pwopt.remark import Remark, Verdict
 from pwopt.result import Script
 from pwopt.tuning.pipeline import Ruling, Rulings
+from pwopt.tuning.window import find_match
 from pwopt.tuning.workbench import Build, Workbench
 
 if TYPE_CHECKING:
@@ -129,14 +130,9 @@ def find_culprit(
 
 
 def _window(bench: Workbench, remark: Remark) -> ModelProto | None:
-    pass_ = next(p for p in (*bench.simplify, *bench.lower) if p.name == remark.pass_name)
-    facts = bench.driver.facts
-    for node in bench.driver.model.sorted_nodes():
-        if facts.site(node) == remark.site and facts.op(node) in pass_.roots:
-            match = pass_.match(node, facts)
-            if not isinstance(match, Decline):
-                return extract(bench.driver.model, match.nodes)
-    return None
+    pass_ = bench.find_pass(remark.pass_name)
+    match = find_match(bench.driver, pass_, remark)
+    return None if match is None else extract(bench.driver.model, match.nodes)
 
 
 def first_bad(last: int, is_bad: Callable[[int], bool]) -> int:

@@ -42,14 +42,28 @@ class Effort(StrEnum):
 @dataclass(frozen=True)
 class _Budget:
     total_s: float
+    window: Precision
     trial: Precision
     confirm: Precision
 
 
 _BUDGETS = {
-    Effort.QUICK: _Budget(60.0, Precision(7, 201, 3.0), Precision(15, 301, 8.0)),
-    Effort.FULL: _Budget(1200.0, Precision(11, 301, 12.0), Precision(21, 501, 30.0)),
+    Effort.QUICK: _Budget(
+        60.0, Precision(7, 201, 1.0), Precision(7, 201, 3.0), Precision(15, 301, 8.0)
+    ),
+    Effort.FULL: _Budget(
+        1200.0, Precision(11, 301, 4.0), Precision(11, 301, 12.0), Precision(21, 501, 30.0)
+    ),
 }
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """What a group of equal sites gains in a window, times the number of its sites, in ms."""
+
+    group: tuple[str, str]
+    ruling: Ruling
+    saved_ms: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,10 +238,99 @@ class _Search:
         return best
 
     def _lower(self, best: Build, name: str) -> Build:
-        """Try each form of a lowering pass on all its sites, then on groups of equal sites."""
+        """Choose the form of a lowering pass for each group of equal sites, in windows.
+
+        Groups that no window can be cut for are tried on the whole model; so is the pass as a
+        whole where no group gains by itself, for its sites may help each other.
+        """
         groups = _groups(best, name, Kind.HELD)
         if not groups or self.rulings.limit is not None:
             return best
+        gains: list[_Gain] = []
+        uncut = []
+        for group in groups:
+            if not self._time_left():
+                return self._take(best, gains)
+            gain = self._in_window(best, group)
+            if gain is None:
+                uncut.append(group)
+            elif gain.saved_ms > 0:
+                gains.append(gain)
+        best = self._take(best, gains)
+        if uncut:
+            best = self._on_whole_model(best, name, uncut)
+        return best if name in best.applied else self._together(best, name)
+
+    def _in_window(self, best: Build, group: tuple[str, str]) -> _Gain | None:
+        """The best form for *group*, measured in a window around one of its sites.
+
+        Rules out the group if none gains. ``None`` if there is no window.
+        """
+        name, signature = group
+        sites = [r for r in _sites(best, name) if r.facts["signature"] == signature]
+        offered = _variants_of(sites[0])
+        window = self.bench.cut(best, sites[0], offered)
+        if window is None:
+            return None
+        label = f"timing {name}, site by site"
+        leader: tuple[Comparison, str] | None = None
+        behind = 0
+        for variant in offered:
+            if variant not in window.after or (behind == 2 and not self.thorough):
+                continue
+            comparison = self.bench.compare_window(
+                window, variant, self.budget.window, label, decide=1 + MARGIN
+            )
+            if comparison is not None and _is_undecided(comparison):
+                comparison = self.bench.compare_window(
+                    window, variant, _longer(self.budget.window), label, decide=1 + MARGIN
+                )
+            if comparison is None:
+                return None
+            if leader is None or comparison.speedup > leader[0].speedup:
+                leader, behind = (comparison, variant), 0
+            else:
+                behind += 1
+        if leader is None:
+            return None
+        comparison, variant = leader
+        ruling = _ruling(comparison, variant)
+        ruling = replace(ruling, facts={**ruling.facts, "measured": "in a window"})
+        if ruling.verdict is not Verdict.KEPT:
+            self.rulings = _with_group(self.rulings, group, ruling)
+            return _Gain(group, ruling, 0.0)
+        saved = comparison.baseline.median_ms - comparison.candidate.median_ms
+        return _Gain(group, ruling, saved * len(sites))
+
+    def _take(self, best: Build, gains: list[_Gain]) -> Build:
+        """Put gains of windows into the whole model; where they do not add up, half of them.
+
+        The half with the larger gains is tried first, then the other one on top of it.
+        """
+        gains = [g for g in gains if g.group not in self.rulings.by_group]
+        if not gains:
+            return best
+        rulings = self.rulings
+        for gain in gains:
+            rulings = _with_group(rulings, gain.group, gain.ruling)
+        trial = self._build(rulings)
+        comparison = self._compare(best, trial, "what gained in windows together")
+        if _is_gain(comparison):
+            for gain in gains:
+                if gain.group not in self.rulings.by_group:  # not found to be wrong or too large
+                    self.rulings = _with_group(self.rulings, gain.group, gain.ruling)
+            return trial
+        if len(gains) == 1:
+            (gain,) = gains
+            self.rulings = _with_group(self.rulings, gain.group, _ruling(comparison))
+            return best
+        gains = sorted(gains, key=lambda g: -g.saved_ms)
+        half = (len(gains) + 1) // 2
+        best = self._take(best, gains[:half])
+        return self._take(best, gains[half:]) if self._time_left() else best
+
+    def _on_whole_model(self, best: Build, name: str, groups: list[tuple[str, str]]) -> Build:
+        """Try each form of a lowering pass on all of *groups*, then on one after the other."""
         ranked = self._rank_variants(best, name)
         if not ranked:
             return best
@@ -239,6 +342,26 @@ class _Search:
             return best
         for group in groups:
             best = self._settle_group(best, group, [v for _, v, _ in ranked[:2]])
+        return best
+
+    def _together(self, best: Build, name: str) -> Build:
+        """All sites of a pass at once, though none of them gains by itself."""
+        if len(list(_sites(best, name))) < 2:
+            return best
+        for variant in _variants(best, name)[: None if self.thorough else 1]:
+            if not self._time_left():
+                break
+            groups = self.rulings.by_group.items()
+            free = {k: r for k, r in groups if k[0] != name or r.verdict in _OBJECTIONS}
+            rulings = replace(self.rulings, by_group=free)
+            trial = self._build(_with_pass(rulings, name, Ruling(variant=variant)))
+            if trial.written.sha256 == best.written.sha256:
+                continue
+            comparison = self._compare(best, trial, f"{name} everywhere as {variant}")
+            if _is_gain(comparison):
+                rulings = replace(rulings, by_group={**free, **trial.rulings.by_group})
+                self.rulings = _with_pass(rulings, name, _ruling(comparison, variant))
+                return trial
         return best
 
     def _rank_variants(self, best: Build, name: str) -> list[tuple[Comparison, str, Build]]:
@@ -314,12 +437,8 @@ class _Search:
     def _compare(self, baseline: Build, candidate: Build, label: str) -> Comparison:
         """Two builds; what looks like a gain but may be chance is timed once more, for longer."""
         comparison = self._compare_once(baseline, candidate, self.budget.trial, label)
-        if comparison.speedup > 1 + 2 * MARGIN and not _is_gain(comparison):
-            longer = replace(
-                self.budget.trial,
-                min_pairs=2 * self.budget.trial.min_pairs,
-                seconds=_PATIENCE * self.budget.trial.seconds,
-            )
+        if _is_undecided(comparison):
+            longer = _longer(self.budget.trial)
             comparison = self._compare_once(baseline, candidate, longer, label)
         return comparison
 
@@ -360,6 +479,17 @@ class _Search:
 
 def _is_gain(comparison: Comparison) -> bool:
     return comparison.ci95[0] > 1 + MARGIN
+
+
+def _is_undecided(comparison: Comparison) -> bool:
+    """What looks like a gain but may be chance."""
+    return comparison.speedup > 1 + 2 * MARGIN and not _is_gain(comparison)
+
+
+def _longer(precision: Precision) -> Precision:
+    return replace(
+        precision, min_pairs=2 * precision.min_pairs, seconds=_PATIENCE * precision.seconds
+    )
 
 
 def _is_loss(comparison: Comparison) -> bool:
@@ -404,9 +534,10 @@ def _groups(build: Build, name: str, kind: Kind) -> list[tuple[str, str]]:
 
 def _variants(build: Build, name: str) -> list[str]:
     """Every form that a pass offers at any of its sites, in the pass's order of preference."""
-    offered: dict[str, None] = {}
-    for remark in _sites(build, name):
-        variants = remark.facts.get("variants") or ["default"]
-        assert isinstance(variants, list)
-        offered.update(dict.fromkeys(str(v) for v in variants))
-    return list(offered)
+    return list(dict.fromkeys(v for site in _sites(build, name) for v in _variants_of(site)))
+
+
+def _variants_of(remark: Remark) -> list[str]:
+    variants = remark.facts.get("variants") or ["default"]
+    assert isinstance(variants, list)
+    return [str(v) for v in variants]

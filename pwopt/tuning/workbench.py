@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from pwopt.graph import Written, save
+from pwopt.errors import PwoptError
+from pwopt.graph import Written, concrete_dims, save
 from pwopt.passes import Canonicalise
 from pwopt.remark import Kind, Remark, Verdict
-from pwopt.runtime import Comparison, Feeds, Reference, Session, Verification, compare, open_session
+from pwopt.runtime import (
+    Comparison,
+    Feeds,
+    Reference,
+    Session,
+    Verification,
+    compare,
+    make_inputs,
+    open_session,
+)
 from pwopt.target import Target
 from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.pipeline import Review, Ruling, Rulings, StopReason, run_passes
+from pwopt.tuning.window import Window, cut_window
 
 __all__ = [
     "Build",
@@ -164,11 +176,8 @@ class Workbench:
             return self._latest
         self.driver.restore(self._base)
         stop = run_passes(self.driver, self.simplify, self.lower, rulings, self.review)
-        self._serial += 1
         # A folder each, so that external data bears the same name and equal models are equal files.
-        folder = self._scratch / str(self._serial)
-        folder.mkdir()
-        written = save(self.driver.model, folder / "model.onnx", durable=False)
+        written = save(self.driver.model, self._new_folder() / "model.onnx", durable=False)
         self._latest = Build(
             rulings,
             written,
@@ -241,6 +250,50 @@ class Workbench:
             self._cache.put(comparison.to_json(), *key)
         return comparison
 
+    def find_pass(self, name: str) -> AnyPass:
+        """The selected pass called *name*."""
+        return next(p for p in (*self.simplify, *self.lower) if p.name == name)
+
+    def cut(self, build: Build, remark: Remark, variants: Sequence[str]) -> Window | None:
+        """A window of *build* around the held candidate that *remark* tells of."""
+        self.build(build.rulings)
+        dims = concrete_dims(self.driver.model, self.target.input_shapes)
+        return cut_window(self.driver, self.find_pass(remark.pass_name), remark, variants, dims)
+
+    def compare_window(
+        self, window: Window, variant: str, precision: Precision, label: str, decide: float
+    ) -> Comparison | None:
+        """Time a window against its rewritten form; ``None`` if one of them does not run."""
+        key = (
+            "window",
+            self.target.fingerprint,
+            window.digest,
+            variant,
+            astuple(precision),
+            decide,
+        )
+        known = None if self._cache is None else self._cache.get(*key)
+        if known is not None:
+            return Comparison.from_json(known)
+        self.check_interrupted()
+        folder = self._new_folder()
+        paths = []
+        for name, model in (("before", window.before), ("after", window.after[variant])):
+            paths.append(save(model, folder / f"{name}.onnx", durable=False).path)
+        bare = replace(self.target, input_shapes={})
+        try:
+            with open_session(paths[0], bare) as before, open_session(paths[1], bare) as after:
+                rng = np.random.default_rng(self._seed)
+                feeds = make_inputs(before.interface.inputs, bare, rng, sets=1)[0]
+                comparison = self._compared(before, after, feeds, precision, label, decide)
+        except PwoptError:
+            return None
+        finally:
+            shutil.rmtree(folder)
+        if self._cache is not None:
+            self._cache.put(comparison.to_json(), *key)
+        return comparison
+
     def _timed(
         self,
         baseline: Path,
@@ -253,6 +306,18 @@ class Workbench:
             p for p in self._sessions if p not in (self.original.path, baseline, candidate)
         ]:
             self._sessions.pop(path).close()
+        first, second = self._session(baseline), self._session(candidate)
+        return self._compared(first, second, self.feeds[0], precision, label, decide)
+
+    def _compared(
+        self,
+        baseline: Session,
+        candidate: Session,
+        feeds: Feeds,
+        precision: Precision,
+        label: str,
+        decide: float | None,
+    ) -> Comparison:
         self.progress(label, 0.0)
         show = counting(self.progress, label)
 
@@ -261,9 +326,9 @@ class Workbench:
             show(done, total)
 
         return compare(
-            self._session(baseline),
-            self._session(candidate),
-            self.feeds[0],
+            baseline,
+            candidate,
+            feeds,
             min_pairs=precision.min_pairs,
             max_pairs=precision.max_pairs,
             time_limit_s=precision.seconds,
@@ -292,6 +357,12 @@ class Workbench:
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
+
+    def _new_folder(self) -> Path:
+        self._serial += 1
+        folder = self._scratch / str(self._serial)
+        folder.mkdir()
+        return folder
 
     def _session(self, path: Path) -> Session:
         if path not in self._sessions:

@@ -44,6 +44,9 @@ class SyntheticBench:
         self.builds = 0
         self.comparisons = 0
         self.interrupted_at = -1
+        self.has_windows = False
+        self.windows = 0
+        self.alone: dict[str, float] = {}
         self.prepared = True
 
     def progress(self, *_: object) -> None:
@@ -93,6 +96,18 @@ class SyntheticBench:
             time *= self.factors.get(applied, 1.0)
         return time
 
+    def cut(self, build: Build, remark: Remark, variants: list[str]) -> Any:
+        if not self.has_windows:
+            return None
+        group = str(remark.facts["signature"])
+        return SimpleNamespace(name=remark.pass_name, group=group, after=dict.fromkeys(variants))
+
+    def compare_window(self, window: Any, variant: str, *_: object, **__: object) -> Comparison:
+        self.windows += 1
+        applied = f"{window.name}/{window.group}/{variant}"
+        ratio = 1 / self.alone.get(applied, self.factors.get(applied, 1.0))
+        return compared(1.0, 1.0 / ratio)
+
     def check_interrupted(self) -> None:
         if self.comparisons == self.interrupted_at:
             self.interrupted_at = -1
@@ -103,16 +118,19 @@ class SyntheticBench:
     ) -> Comparison:
         self.comparisons += 1
         self.check_interrupted()
-        a, b = self.time(baseline.path), self.time(candidate.path)
-        ratio = a / b
-        return Comparison(
-            Latency(a, (a, a), 9),
-            Latency(b, (b, b), 9),
-            ratio,
-            (ratio * 0.998, ratio * 1.002),
-            9,
-            stable=True,
-        )
+        return compared(self.time(baseline.path), self.time(candidate.path))
+
+
+def compared(a: float, b: float) -> Comparison:
+    ratio = a / b
+    return Comparison(
+        Latency(a, (a, a), 9),
+        Latency(b, (b, b), 9),
+        ratio,
+        (ratio * 0.998, ratio * 1.002),
+        9,
+        stable=True,
+    )
 
 
 def run(bench: SyntheticBench, effort: Effort = Effort.FULL) -> Found:
@@ -325,3 +343,48 @@ def test_an_earlier_end_is_confirmed_or_dropped() -> None:
     assert confirm(cast("Workbench", bench), Effort.FULL, rulings) is None
     bench.wrong = {"good/g/default"}
     assert confirm(cast("Workbench", bench), Effort.FULL, rulings) is None
+
+
+def windowed(lower: list[Site], factors: dict[str, float], **alone: float) -> SyntheticBench:
+    bench = SyntheticBench([], lower, factors)
+    bench.has_windows = True
+    bench.alone = {key.replace("_", "/"): value for key, value in alone.items()}
+    return bench
+
+
+def test_windows_choose_the_form_of_every_group() -> None:
+    lower: list[Site] = [("low", g, ("a", "b")) for g in ("g1", "g2", "g3")]
+    factors = {"low/g1/a": 0.9, "low/g1/b": 0.8, "low/g2/a": 0.9, "low/g2/b": 1.1, "low/g3/a": 1.2}
+    bench = windowed(lower, factors)
+    found = run(bench)
+    assert kept(found) == {"low/g1/b", "low/g2/a"}
+    assert bench.windows == 6
+    assert bench.comparisons == 2  # all gains together, and the confirmation
+    assert found.build is not None
+    reasons = {r.site: r.reason for r in found.build.remarks}
+    assert reasons["g3"] == Verdict.REJECTED_SLOWER.value
+
+
+def test_gains_of_windows_that_the_whole_model_does_not_show_are_dropped() -> None:
+    lower: list[Site] = [("low", g, ONE) for g in ("g1", "g2", "g3", "g4", "g5")]
+    factors = {f"low/g{i}/default": 0.95 for i in range(1, 6)} | {"low/g3/default": 1.4}
+    bench = windowed(lower, factors, low_g3_default=0.7)
+    assert kept(run(bench)) == {f"low/g{i}/default" for i in (1, 2, 4, 5)}
+
+
+def test_sites_that_gain_only_together_are_tried_together() -> None:
+    lower: list[Site] = [("low", "g1", ONE), ("low", "g2", ONE)]
+    factors = {"low/g1/default": 0.9, "low/g2/default": 0.9}
+    bench = windowed(lower, factors, low_g1_default=1.1, low_g2_default=1.1)
+    assert kept(run(bench)) == {"low/g1/default", "low/g2/default"}
+
+
+def test_a_window_that_gains_but_is_wrong_is_left_out() -> None:
+    lower: list[Site] = [("low", "g1", ONE), ("low", "g2", ONE)]
+    bench = windowed(lower, {"low/g1/default": 0.9, "low/g2/default": 0.5})
+    bench.wrong = {"low/g2/default"}
+    found = run(bench)
+    assert kept(found) == {"low/g1/default"}
+    assert found.build is not None
+    reasons = {r.site: r.reason for r in found.build.remarks}
+    assert reasons["g2"] == Verdict.REJECTED_WRONG.value
