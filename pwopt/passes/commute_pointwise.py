@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pwopt.graph import ConvFacts, Facts, Node, Rewriter, Shape, Tensor
+from pwopt.passes._scale_factors import scale_factors
 from pwopt.passes.contract import Match, Pass, Variant
 from pwopt.remark import Decline, Exactness
 
@@ -197,7 +198,7 @@ class CommutePointwise(Pass[CommutePointwiseMatch]):
         smooths = facts.attr_int(upsampling, "antialias", 0)
         if mode not in _MODES or coordinates == "tf_crop_and_resize" or smooths:
             return Decline(self.Why.MODE, {"mode": mode, "coordinates": coordinates})
-        factors = _factors(upsampling, conv.spatial_rank + 2, facts)
+        factors = scale_factors(upsampling, conv.spatial_rank + 2, facts)
         if factors is None:
             return Decline(self.Why.FACTORS_UNKNOWN)
         if factors[:2] != [1.0, 1.0] or min(factors) < 1 or max(factors) == 1:
@@ -254,36 +255,6 @@ def _positions(shape: Shape | None) -> int:
 def _dims(tensor: Tensor, first: int, count: int) -> Shape:
     """Dimensions of *tensor* from *first* on, unknown ones if its shape is not known."""
     return (None,) * count if tensor.shape is None else tuple(tensor.shape[first : first + count])
-
-
-def _factors(node: Node, rank: int, facts: Facts) -> list[float] | None:
-    """By how much *node* scales each axis; a size that is given counts by the shape before."""
-    scales_at = 2 if node.op == "Resize" and facts.opset >= 11 else 1
-    scales: Any = None
-    if node.op == "Upsample" and facts.opset < 9:
-        scales = node.attrs.get("scales")
-    else:
-        scales = facts.constant(facts.input(node, scales_at))
-    places = [a % rank for a in facts.attr_ints(node, "axes", tuple(range(rank)))]
-    factors = [1.0] * rank
-    if scales is not None and len(scales):
-        given = [float(s) for s in scales]
-    else:
-        sizes = facts.constant(facts.input(node, 3)) if scales_at == 2 else None
-        shape = facts.shape(node.inputs[0])
-        if sizes is None or shape is None or len(shape) != rank:
-            return None
-        if facts.attr_str(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
-            return None
-        before = [d for d in (shape[a] for a in places) if isinstance(d, int) and d > 0]
-        if len(before) != len(places):
-            return None
-        given = [int(s) / d for s, d in zip(sizes, before, strict=True)]
-    if len(given) != len(places):
-        return None
-    for place, factor in zip(places, given, strict=True):
-        factors[place] = factor
-    return factors
 
 
 def _new_sizes(node: Node, conv: ConvFacts, facts: Facts) -> Array | None:
