@@ -91,8 +91,9 @@ class AssignLayout(Pass[AssignLayoutMatch]):
 
     Declines when:
         the node tells no layout: a MatMul or Gemm is no such product, the rank of a Conv is not
-        known, a Transpose does not bring the channels to the end or to the front; no choice is cheaper than the present one (the remark names the operators around
-        the region that fix their layout); the region has its turn at an earlier node.
+        known, a Transpose brings the channels neither to the end nor to the front; no choice is
+        cheaper than the present one (the remark names the operators around the region that fix
+        their layout); the region has its turn at another node.
 
     Exactness:
         ROUNDING. The products are the same, but their sums, and those of a reduction or a
@@ -156,7 +157,7 @@ class AssignLayout(Pass[AssignLayoutMatch]):
         plan = find_plan(facts, seed, layout, to_first, classify, _Prices(self, facts, rank))
         if not isinstance(plan, Plan):
             return Decline(self.Why.BEST_ALREADY, {"blocked_by": plan})
-        first = self._first(plan, facts) if plan.is_whole else node
+        first = self._first(plan, facts, node) if plan.is_whole else node
         if first is not node:
             return Decline(self.Why.PART_OF_REGION, {"turn": facts.site(first)})
         return AssignLayoutMatch(
@@ -174,13 +175,16 @@ class AssignLayout(Pass[AssignLayoutMatch]):
         del variant
         match.plan.apply(rewriter)
 
-    def _first(self, plan: Plan, facts: Facts) -> Node:
-        """The node at which a region has its turn, wherever one came from."""
-        inside = [n for n in plan.nodes if self._can_start(n, facts)]
-        return min(
-            inside or filter(partial(self._can_start, facts=facts), plan.sources),
-            key=facts.position,
-        )
+    def _first(self, plan: Plan, facts: Facts, node: Node) -> Node:
+        """The node at which a region has its turn, wherever one came from.
+
+        A region that neither holds nor follows any has it at *node*, which reads from it.
+        """
+        for among in (plan.nodes, plan.sources):
+            starts = [n for n in among if self._can_start(n, facts)]
+            if starts:
+                return min(starts, key=facts.position)
+        return node
 
     def _can_start(self, node: Node, facts: Facts) -> bool:
         is_root = facts.is_op(node, *self.roots)

@@ -431,6 +431,18 @@ def test_a_value_that_a_subgraph_reads_keeps_its_name_and_layout() -> None:
     assert_same_outputs(proto, out.model, np.random.default_rng(0))
 
 
+def test_a_region_whose_conv_stays_has_its_turn_there() -> None:
+    nodes = [
+        node("ReduceMean", ["x"], ["r"], axes=[1]),
+        node("Add", ["x", "r"], ["a"]),
+        node("Conv", ["r", "w"], ["c"]),
+        node("Identity", ["c"], ["y"]),
+    ]
+    proto = build(nodes, {"x": [2, 3, 2, 4]}, {"w": floats(6, 1, 1, 1)}, {"a": 4, "y": 4})
+    out = assign(AssignLayout(over_channels=9.0), proto)
+    assert [r.site for r in out.remarks if r.reason == "kept"] == ["n_c"]
+
+
 # -- the best of all choices ---------------------------------------------------------------------
 
 
@@ -443,7 +455,8 @@ class Nets:
         self.dtype = draw(st.sampled_from([np.float32, np.float32, np.float16, np.float64]))
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, Array] = {}
-        batch: int | str = draw(st.sampled_from([1, 2, "N"]))
+        batches: list[int | str] = [1, 2, "N"]
+        batch = draw(st.sampled_from(batches))
         self.dims: tuple[int | str, ...] = (batch, 3, draw(st.integers(1, 4)), 4)
         # Name, channels, whether they come last.
         self.values: list[tuple[str, int, bool]] = [("x", 3, False)]
@@ -492,7 +505,8 @@ class Nets:
         elif kind == "reduce" and self.opset < 18:
             axis = 3 if last else 1
             self.emit("ReduceMean", [name], 1, last, axes=[axis])
-            self.emit("Sub", [name, self.values[-1][0]], channels, last)
+            # A difference would leave nothing but rounding for the next mean.
+            self.emit("Add", [name, self.values[-1][0]], channels, last)
         elif kind == "fixed" and not last and self.dtype != np.float64:
             self.emit("GlobalAveragePool", [name], channels, last)
             self.emit("Mul", [name, self.values[-1][0]], channels, last)
