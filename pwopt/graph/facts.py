@@ -176,7 +176,7 @@ class Facts:
         return (
             len(tensor.outputs) == 1
             and id(tensor.outputs[0]) in self._model.nodes
-            and not self._model.is_output(tensor)
+            and not self.is_seen_outside(tensor)
         )
 
     def sole_consumer(self, tensor: Tensor) -> Node | None:

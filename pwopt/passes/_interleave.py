@@ -38,7 +38,7 @@ def arrangements(steps: Sequence[int], width: Dim) -> tuple[Arrangement, ...]:
 def activation_behind(tensor: Tensor, facts: Facts) -> Node | None:
     """The activation that alone reads *tensor*, and so may come before a rearrangement of it."""
     node = facts.sole_consumer(tensor)
-    if node is None or not facts.is_op(node, *_ACTIVATIONS) or facts.is_captured(tensor):
+    if node is None or not facts.is_op(node, *_ACTIVATIONS):
         return None
     if node.inputs[0] is not tensor:
         return None

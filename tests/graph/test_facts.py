@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from pwopt.graph import ConvFacts, Facts, Node, parse
+from pwopt.graph import ConvFacts, Facts, Node, Rewriter, parse
 from tests.graph import samples
 
 Array = np.ndarray[Any, Any]
@@ -315,3 +315,13 @@ def test_sites_are_named() -> None:
     assert facts.site(node) == "n"
     node.name = ""
     assert facts.site(node) == "Relu(y)"
+
+
+def test_a_tensor_that_a_subgraph_reads_too_is_not_private() -> None:
+    model = parse(samples.branches())
+    facts = Facts(model)
+    captured = model.sorted_nodes()[0].outputs[0]
+    node = Rewriter(model).add("Abs", [captured], [Rewriter(model).variable("abs")])
+    assert facts.consumers(captured) == [node]
+    assert not facts.is_private(captured)
+    assert facts.sole_consumer(captured) is None
