@@ -320,8 +320,10 @@ def test_sites_are_named() -> None:
 def test_a_tensor_that_a_subgraph_reads_too_is_not_private() -> None:
     model = parse(samples.branches())
     facts = Facts(model)
-    captured = model.sorted_nodes()[0].outputs[0]
-    node = Rewriter(model).add("Abs", [captured], [Rewriter(model).variable("abs")])
+    relu = model.sorted_nodes()[0]
+    captured = relu.outputs[0]
+    rewriter = Rewriter(model)
+    node = rewriter.add("Abs", [captured], [rewriter.variable("abs")], near=relu)
     assert facts.consumers(captured) == [node]
     assert not facts.is_private(captured)
     assert facts.sole_consumer(captured) is None
