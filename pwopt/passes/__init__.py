@@ -6,30 +6,45 @@ from collections.abc import Iterable
 from typing import Any
 
 from pwopt.passes import catalogue
+from pwopt.passes.assign_layout import AssignLayout
 from pwopt.passes.canonicalise import Canonicalise
 from pwopt.passes.commute_pointwise import CommutePointwise
 from pwopt.passes.compose_pointwise import ComposePointwise
 from pwopt.passes.compose_space_to_depth import ComposeSpaceToDepth
 from pwopt.passes.contract import Match, Pass, Variant
+from pwopt.passes.eliminate_dead_pixels import EliminateDeadPixels
 from pwopt.passes.eliminate_transpose import EliminateTranspose
 from pwopt.passes.fold_affine import FoldAffine
 from pwopt.passes.fold_batch_normalization import FoldBatchNormalization
 from pwopt.passes.fuse_pointwise_activation import FusePointwiseActivation
 from pwopt.passes.lower_activation import LowerActivation
+from pwopt.passes.lower_conv_transpose import LowerConvTranspose
 from pwopt.passes.lower_conv_winograd import LowerConvWinograd
 from pwopt.passes.lower_gate import LowerGate
 from pwopt.passes.lower_lrn import LowerLrn
+from pwopt.passes.lower_narrow_conv import LowerNarrowConv
+from pwopt.passes.lower_patchify import LowerPatchify
 from pwopt.passes.lower_pointwise_conv import LowerPointwiseConv
 from pwopt.passes.lower_prelu import LowerPrelu
+from pwopt.passes.lower_resize import LowerResize
+from pwopt.passes.merge_parallel_conv import MergeParallelConv
 from pwopt.passes.raise_activation import RaiseActivation
 from pwopt.passes.raise_pointwise_matmul import RaisePointwiseMatmul
 from pwopt.passes.raise_shortcut import RaiseShortcut
 from pwopt.passes.reparameterize import Reparameterize
+from pwopt.passes.split_concat_conv import SplitConcatConv
 
 __all__ = [
     "ALL",
     "LOWER",
     "SIMPLIFY",
+    "AssignLayout",
+    "EliminateDeadPixels",
+    "LowerConvTranspose",
+    "LowerNarrowConv",
+    "LowerResize",
+    "MergeParallelConv",
+    "SplitConcatConv",
     "Canonicalise",
     "CommutePointwise",
     "ComposePointwise",
@@ -42,6 +57,7 @@ __all__ = [
     "LowerConvWinograd",
     "LowerGate",
     "LowerLrn",
+    "LowerPatchify",
     "LowerPointwiseConv",
     "LowerPrelu",
     "Match",
@@ -66,6 +82,7 @@ SIMPLIFY: tuple[Pass[Any], ...] = (
     CommutePointwise(),
     ComposePointwise(),
     ComposeSpaceToDepth(),
+    EliminateDeadPixels(),
     RaiseShortcut(),
 )
 """Passes whose result is smaller or simpler; run in rounds until none has anything to do."""
@@ -73,9 +90,16 @@ SIMPLIFY: tuple[Pass[Any], ...] = (
 LOWER: tuple[Pass[Any], ...] = (
     LowerLrn(),
     LowerPrelu(),
+    LowerResize(),
+    LowerConvTranspose(),
+    LowerNarrowConv(),
+    LowerPatchify(),
+    MergeParallelConv(),
     LowerActivation(),
     LowerGate(),
     LowerConvWinograd(),
+    SplitConcatConv(),
+    AssignLayout(),
     LowerPointwiseConv(),
     FusePointwiseActivation(),
 )
