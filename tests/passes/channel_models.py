@@ -167,7 +167,7 @@ def _dense(draw: st.DrawFn, net: Net, x: str, values: list[str]) -> str:
     del values
     geometry = draw(st.sampled_from([POINTWISE, SPATIAL, STRIDED]))
     return net.layer(
-        x, draw(st.sampled_from([4, 6, 8, 16, 18])), geometry, bias=draw(st.booleans())
+        x, draw(st.sampled_from([6, 7, 8, 12, 14, 16, 18])), geometry, bias=draw(st.booleans())
     )
 
 
