@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from pwopt.tuning.search import Effort
 
 RECORD = Path(__file__).parent / "records" / "peers-{threads}.json"
 _SAMPLE_S = 0.005
+_OPENINGS = 5
+"""How often all sessions are opened anew, in rotating order: where one lies in memory shifts all of
+its times by a few percent."""
 Tool = Callable[[Path, Path, Entry, int], None]
 
 
@@ -106,7 +110,7 @@ def rounds(sessions: dict[str, Session], feeds: Feeds, count: int, seconds: floa
                 runners[name]()
             row[name] = (time.perf_counter() - before) * 1e3 / repeats
         times.append([row[name] for name in names])
-        if turn >= 8 and time.perf_counter() - start > seconds:
+        if turn >= 2 and time.perf_counter() - start > seconds:
             break
     return np.array(times)
 
@@ -115,7 +119,7 @@ def measure(entry: Entry, folder: Path, threads: int, kept: Path | None) -> dict
     source = folder / "original.onnx"
     entry.write(source)
     target = resolve(pwopt.Target("cpu", threads=threads, input_shapes=entry.input_shapes))
-    sessions = {"original": open_session(source, target)}
+    paths = {"original": source}
     row: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "tools": {}}
     row["conditions"] = conditions()
     for name, tool in TOOLS.items():
@@ -125,19 +129,29 @@ def measure(entry: Entry, folder: Path, threads: int, kept: Path | None) -> dict
                 output = kept / f"{entry.name}.onnx"
             else:
                 tool(source, output, entry, threads)
-            sessions[name] = open_session(output, target)
+            open_session(output, target).close()
+            paths[name] = output
         except Exception as error:
             row["tools"][name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
-    feeds = make_inputs(sessions["original"].interface.inputs, target, np.random.default_rng(0))[0]
-    expected = sessions["original"].run(feeds)
-    for name in [n for n in sessions if n != "original"]:
+    with open_session(source, target) as original:
+        feeds = make_inputs(original.interface.inputs, target, np.random.default_rng(0))[0]
+        expected = original.run(feeds)
+    for name in [n for n in paths if n != "original"]:
         try:
-            row["tools"][name] = {"error": deviation(expected, sessions[name].run(feeds))}
+            with open_session(paths[name], target) as session:
+                row["tools"][name] = {"error": deviation(expected, session.run(feeds))}
         except (PwoptError, KeyError) as error:
             row["tools"][name] = {"failed": f"does not run like the original: {error}"[:200]}
-            del sessions[name]
-    times = rounds(sessions, feeds, count=61, seconds=30.0)
-    columns = dict(zip(sessions, times.T, strict=True))
+            del paths[name]
+    parts = []
+    for turn in range(_OPENINGS):
+        order = list(paths)[turn % len(paths) :] + list(paths)[: turn % len(paths)]
+        with ExitStack() as stack:
+            opened = {n: stack.enter_context(open_session(paths[n], target)) for n in order}
+            sessions = {name: opened[name] for name in paths}
+            parts.append(rounds(sessions, feeds, count=21, seconds=10.0))
+    times = np.concatenate(parts)
+    columns = dict(zip(paths, times.T, strict=True))
     row["over"] = {}
     rng = np.random.default_rng(0)
     for name, taken in columns.items():

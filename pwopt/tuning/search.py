@@ -26,6 +26,8 @@ MARGIN = 0.005
 """A rewrite stays only if the worse end of its interval shows more than this gain."""
 
 
+_BEYOND_PLACEMENT = 1.03
+"""Smaller gains are looked at once more with sessions opened anew, for it may be where they lie."""
 _PATIENCE = 5
 """How much longer a promising but undecided comparison may take."""
 _OBJECTIONS = (Verdict.REJECTED_WRONG, Verdict.REJECTED_SIZE)
@@ -49,10 +51,10 @@ class _Budget:
 
 _BUDGETS = {
     Effort.QUICK: _Budget(
-        60.0, Precision(7, 201, 1.0), Precision(7, 201, 3.0), Precision(15, 301, 8.0)
+        60.0, Precision(7, 201, 1.0), Precision(7, 201, 3.0), Precision(11, 301, 5.0)
     ),
     Effort.FULL: _Budget(
-        1200.0, Precision(11, 301, 4.0), Precision(11, 301, 12.0), Precision(21, 501, 30.0)
+        1200.0, Precision(11, 301, 4.0), Precision(11, 301, 12.0), Precision(21, 501, 15.0)
     ),
 }
 
@@ -440,10 +442,20 @@ class _Search:
         if _is_undecided(comparison):
             longer = _longer(self.budget.trial)
             comparison = self._compare_once(baseline, candidate, longer, label)
+        if _is_gain(comparison) and comparison.speedup < _BEYOND_PLACEMENT:
+            comparison = comparison.joined(
+                self._compare_once(baseline, candidate, self.budget.trial, label, reopened=True)
+            )
         return comparison
 
     def _compare_once(
-        self, baseline: Build, candidate: Build, precision: Precision, label: str
+        self,
+        baseline: Build,
+        candidate: Build,
+        precision: Precision,
+        label: str,
+        *,
+        reopened: bool = False,
     ) -> Comparison:
         return self.bench.compare(
             baseline.written,
@@ -451,6 +463,7 @@ class _Search:
             precision,
             f"timing {label}",
             decide=1 + MARGIN,
+            reopened=reopened,
         )
 
     def _against_original(self, build: Build) -> Comparison:
@@ -459,13 +472,18 @@ class _Search:
         return self._confirm_once(build) if _is_loss(comparison) else comparison
 
     def _confirm_once(self, build: Build) -> Comparison:
-        return self.bench.compare(
-            self.bench.original,
-            build.written,
-            self.budget.confirm,
-            "timing for confirmation",
-            anew=True,
+        first, second = (
+            self.bench.compare(
+                self.bench.original,
+                build.written,
+                self.budget.confirm,
+                "timing for confirmation",
+                anew=True,
+                reopened=reopened,
+            )
+            for reopened in (False, True)
         )
+        return first.joined(second)
 
     def _rule_pass(self, name: str, ruling: Ruling) -> None:
         self.rulings = _with_pass(self.rulings, name, ruling)

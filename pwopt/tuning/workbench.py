@@ -224,11 +224,13 @@ class Workbench:
         *,
         decide: float | None = None,
         anew: bool = False,
+        reopened: bool = False,
     ) -> Comparison:
         """Time two models in turn; the ratio is baseline over candidate.
 
         With *decide*, timing ends as soon as the interval excludes that ratio. What the cache
-        knows is not timed once more, unless *anew*.
+        knows is not timed once more, unless *anew*. With *reopened*, both sessions are opened
+        anew, the candidate's first, so that they lie elsewhere in memory.
 
         Raises:
             InterruptedSearch: :meth:`interrupt` was called.
@@ -241,10 +243,16 @@ class Workbench:
             {name: getattr(value, "shape", None) for name, value in self.feeds[0].items()},
             astuple(precision),
             decide,
+            reopened,
         )
         known = None if anew or self._cache is None else self._cache.get(*key)
         if known is not None:
             return Comparison.from_json(known)
+        if reopened:
+            for path in (baseline.path, candidate.path):
+                if path in self._sessions:
+                    self._sessions.pop(path).close()
+            self._session(candidate.path)
         comparison = self._timed(baseline.path, candidate.path, precision, label, decide)
         if self._cache is not None:
             self._cache.put(comparison.to_json(), *key)

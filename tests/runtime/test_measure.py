@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from pwopt.errors import UsageError
-from pwopt.runtime import Comparison, compare, measure, open_session
+from pwopt.runtime import Comparison, Latency, compare, measure, open_session
 from pwopt.runtime.measure import Sampler, WarmSampler, compare_samplers, measure_sampler
 from pwopt.target import Target
 from tests.runtime.textual import RELU, write
@@ -266,3 +267,19 @@ def test_wrong_feeds_are_refused_before_timing(tmp_path: Path) -> None:
         pytest.raises(UsageError, match="lacks 'x'"),
     ):
         compare(session, session, {}, rng=np.random.default_rng(0))
+
+
+def test_joined_comparisons_hold_both_intervals() -> None:
+    first = Comparison(
+        Latency(2.0, (1.9, 2.1), 10), Latency(1.0, (0.9, 1.1), 10), 2.0, (1.8, 2.1), 10, stable=True
+    )
+    second = Comparison(
+        Latency(8.0, (7.9, 8.1), 5), Latency(4.0, (3.9, 4.1), 5), 0.5, (0.4, 0.6), 5, stable=False
+    )
+    joined = first.joined(second)
+    assert joined.speedup == pytest.approx(1.0)
+    assert joined.ci95 == (0.4, 2.1)
+    assert joined.pairs == 15
+    assert joined.baseline == Latency(4.0, (1.9, 8.1), 15)
+    assert not joined.stable
+    assert Comparison.from_json(json.loads(json.dumps(joined.to_json()))) == joined

@@ -325,7 +325,7 @@ def test_a_time_limit_ends_the_trials() -> None:
     bench = SyntheticBench([], lower, factors)
     found = search(cast("Workbench", bench), Effort.FULL, Rulings(), time_limit_s=0.0)
     assert found.reason.startswith("the time of this effort was spent")
-    assert bench.comparisons == 1  # the confirmation
+    assert bench.comparisons == 2  # the confirmation, with sessions opened twice
 
 
 def test_an_earlier_end_is_confirmed_or_dropped() -> None:
@@ -359,7 +359,7 @@ def test_windows_choose_the_form_of_every_group() -> None:
     found = run(bench)
     assert kept(found) == {"low/g1/b", "low/g2/a"}
     assert bench.windows == 6
-    assert bench.comparisons == 2  # all gains together, and the confirmation
+    assert bench.comparisons == 3  # all gains together, and the confirmation twice
     assert found.build is not None
     reasons = {r.site: r.reason for r in found.build.remarks}
     assert reasons["g3"] == Verdict.REJECTED_SLOWER.value
