@@ -329,6 +329,22 @@ def identify(form: Form, algebra: ScalarAlgebra) -> _Found | NearMiss | None:
     return None
 
 
+def named_at(node: Node, facts: Facts) -> Activation | None:
+    """The activation that *node* ends, written out; whether it could be raised or not."""
+    region = Region.behind(node, facts)
+    for x in region.tensors if region.is_promising else ():
+        algebra = ScalarAlgebra(tolerance(facts.dtype(x)))
+        try:
+            found = identify(Reader(facts, x, algebra).read_node(node), algebra)
+        except NoFormError as error:
+            if error.is_final:
+                break
+            continue
+        if found is not None and not isinstance(found, NearMiss):
+            return found[0]
+    return None
+
+
 @dataclass(frozen=True)
 class _Shape:
     """``rest(x) + coefficient x^power f(argument(x))``."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pwopt.graph import Facts, Node, Rewriter, Tensor
 from pwopt.numerics import channel_algebra
+from pwopt.passes._activations import Activation, named_at
 from pwopt.passes._channel_affine import (
     Affine,
     Fold,
@@ -20,6 +21,7 @@ from pwopt.passes._channel_affine import (
     fold_backward,
     fold_forward,
 )
+from pwopt.passes._movable import reduced_axes
 from pwopt.passes.contract import Match, Pass, Variant
 from pwopt.remark import Decline, Exactness
 
@@ -27,6 +29,9 @@ __all__ = ["FoldAffine", "FoldAffineMatch"]
 
 Array = np.ndarray[Any, Any]
 Float64 = npt.NDArray[np.float64]
+
+_FUSED_AS_WRITTEN = (Activation.GELU, Activation.GELU_TANH)
+"""Activations that ONNX Runtime recognises as they are written out, the last factor included."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +123,10 @@ class FoldAffine(Pass[FoldAffineMatch]):
         is not finite; broadcasting would enlarge ``x``; the constant varies along another axis
         than the channels; nothing linear stands next to it; the value between is read elsewhere
         or is a graph output; weights are not constant; a shift would meet zero padding; folded
-        weights would leave the range of their type; a scale and a shift are both scalars, as in
-        activations that are written out, or have less than four dimensions, whose last may be
-        the channels.
+        weights would leave the range of their type; it is the half that ends a GELU, or scale or
+        shift of a LayerNormalization, written out, which ONNX Runtime fuses as a whole; a scale
+        and a shift are both scalars, as in activations that are written out, or have less than
+        four dimensions, whose last may be the channels.
 
     Exactness:
         ROUNDING. Weights are computed in float64 and rounded once, so a Div costs no more than a
@@ -130,9 +136,7 @@ class FoldAffine(Pass[FoldAffineMatch]):
         By one operator and one pass over memory. ONNX Runtime folds a per-channel Mul or Add right
         behind a Conv by itself when it loads a model, but no scalar, and nothing into a
         BatchNormalization, nor does it run an Add of a constant in its blocked layout: a DenseNet
-        whose normalisations have Mul and Add of their own gained 1.3 times. Beware where an
-        operator is the end of a decomposed LayerNormalization or Gelu that the runtime would have
-        fused.
+        whose normalisations have Mul and Add of their own gained 1.3 times.
     """
 
     class Why(StrEnum):
@@ -146,6 +150,8 @@ class FoldAffine(Pass[FoldAffineMatch]):
         NOT_FINITE = "not-finite"
         SHAPE_UNKNOWN = "shape-unknown"
         ENLARGES_OUTPUT = "enlarges-output"
+        PART_OF_ACTIVATION = "part-of-activation"
+        PART_OF_NORMALISATION = "part-of-normalisation"
         NOT_ONE_OPERATOR = "not-one-operator"
         WOULD_GROW = "would-grow"
         NO_LINEAR_NEIGHBOUR = Obstacle.NO_LINEAR_NEIGHBOUR.value
@@ -211,6 +217,10 @@ class FoldAffine(Pass[FoldAffineMatch]):
         scale, shift = _terms(node.op, values.astype(np.float64), constant_first)
         if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
             return self.Why.NOT_FINITE
+        if node.op == "Mul" and values.size == 1 and named_at(node, facts) in _FUSED_AS_WRITTEN:
+            return self.Why.PART_OF_ACTIVATION
+        if _ends_layer_normalisation(node.op, data, facts):
+            return self.Why.PART_OF_NORMALISATION
         return _AffineNode(node, data, scale, shift, values.shape, dtype)
 
     def _align(self, found: _AffineNode, facts: Facts) -> Affine | Why:
@@ -329,6 +339,39 @@ def _terms(op: str, constant: Float64, constant_first: bool) -> tuple[Float64, F
     if op == "Add":
         return one, constant
     return (-one, constant) if constant_first else (one, -constant)
+
+
+def _ends_layer_normalisation(op: str, data: Tensor, facts: Facts) -> bool:
+    """Whether ``op(data, constant)`` is scale or shift of a LayerNormalization over the last axis.
+
+    That is ``(x - mean) / sqrt(variance + epsilon)``, then Mul, then Add.
+    """
+    quotient = facts.producer(data)
+    if op == "Add" and facts.is_op(quotient, "Mul"):
+        assert quotient is not None
+        varying = [t for t in quotient.inputs if not facts.is_constant(t)]
+        quotient = facts.producer(varying[0]) if len(varying) == 1 else None
+    elif op != "Mul":
+        return False
+    root = _producer_of(quotient, "Div", 1, facts)
+    total = _producer_of(root, "Sqrt", 0, facts)
+    if not facts.is_op(total, "Add"):
+        return False
+    assert total is not None
+    means = [facts.producer(t) for t in total.inputs if not facts.is_constant(t)]
+    rank = facts.rank(data)
+    return (
+        rank is not None
+        and len(means) == 1
+        and means[0] is not None
+        and facts.is_op(means[0], "ReduceMean")
+        and reduced_axes(means[0], rank, facts) == (rank - 1,)
+    )
+
+
+def _producer_of(node: Node | None, op: str, index: int, facts: Facts) -> Node | None:
+    """What computes input *index* of *node*, if *node* is an *op*."""
+    return facts.producer(node.inputs[index]) if node and facts.is_op(node, op) else None
 
 
 def _folded(found: _AffineNode, fold: Fold, facts: Facts, *, backward: bool) -> FoldAffineMatch:

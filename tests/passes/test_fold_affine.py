@@ -1013,6 +1013,32 @@ def pair_too_small() -> onnx.ModelProto:
     return d.finish(affine(d, "Mul", affine(d, "Mul", "x", 1e-30), 1e-30))
 
 
+def gelu_before_a_conv() -> onnx.ModelProto:
+    d = draft()
+    x = d.conv("x", 3, 4, SAME)
+    erf = d.add("Erf", [affine(d, "Div", x, np.sqrt(2))])
+    gate = d.add("Mul", [x, affine(d, "Add", erf, 1.0)])
+    return d.finish(d.conv(affine(d, "Mul", gate, 0.5), 4, 5, POINT))
+
+
+def layer_normalisation(d: Draft, x: str) -> str:
+    centred = d.add("Sub", [x, d.add("ReduceMean", [x], axes=[-1])])
+    variance = d.add("ReduceMean", [d.add("Mul", [centred, centred])], axes=[-1])
+    root = d.add("Sqrt", [affine(d, "Add", variance, 1e-5)])
+    return d.add("Div", [centred, root])
+
+
+def scaled_normalisation() -> onnx.ModelProto:
+    d = draft((2, 5, 3))
+    return d.finish(d.matmul(affine(d, "Mul", layer_normalisation(d, "x"), PER_CHANNEL[:3]), 3, 4))
+
+
+def shifted_normalisation() -> onnx.ModelProto:
+    d = draft((2, 5, 3))
+    scaled = affine(d, "Mul", layer_normalisation(d, "x"), PER_CHANNEL[:3], constant_first=True)
+    return d.finish(d.matmul(affine(d, "Add", scaled, PER_CHANNEL[:3]), 3, 4))
+
+
 DECLINES: list[tuple[Why, Callable[[], onnx.ModelProto]]] = [
     (Why.TWO_VARIABLES, residual),
     (Why.NO_VARIABLE, constant_expression),
@@ -1172,3 +1198,20 @@ def test_outputs_agree(case: tuple[onnx.ModelProto, Draft]) -> None:
 @given(chains())
 def test_outputs_agree_at_length(case: tuple[onnx.ModelProto, Draft]) -> None:
     check(case)
+
+
+@pytest.mark.parametrize(
+    ("why", "build"),
+    [
+        (Why.PART_OF_ACTIVATION, gelu_before_a_conv),
+        (Why.PART_OF_NORMALISATION, scaled_normalisation),
+        (Why.PART_OF_NORMALISATION, shifted_normalisation),
+    ],
+)
+def test_leaves_alone_what_the_runtime_fuses(
+    why: Why, build: Callable[[], onnx.ModelProto]
+) -> None:
+    proto = build()
+    outcome = fold(proto)
+    assert why.value in outcome.reasons
+    assert outcome.applied == 0
