@@ -47,8 +47,8 @@ class MergeGroups(Pass[MergeGroupsMatch]):
         diagonal can be fenced in together: ``diag(A, B, C, D) = diag(diag(A, B), diag(C, D))``.
 
     Declines when:
-        the Conv has one group, or is depthwise; weights are not constant floats; groups are wide
-        enough, or are merged already (zeros stand between parts of every group); there would be
+        the Conv has one group, or is depthwise; weights are not constant floats; groups have 16
+        channels or more, in and out, or are merged already (zeros stand between parts of every group); there would be
         more than 16 times the multiply-accumulates.
 
     Exactness:
@@ -122,12 +122,15 @@ class MergeGroups(Pass[MergeGroupsMatch]):
 
 
 def _factor(conv: ConvFacts, width: int) -> int:
-    """How many groups to merge so that each has a multiple of *width* channels."""
+    """How many groups to merge so that each has a multiple of *width* channels.
+
+    Groups of more channels than that are wide enough: a matrix product each.
+    """
     widths = (conv.cin // conv.group, conv.cout // conv.group)
-    for factor in _divisors(conv.group):
-        if all(w * factor % width == 0 for w in widths):
-            return factor
-    return 1 if min(widths) >= width else conv.group
+    if min(widths) >= width:
+        return 1
+    fitting = (f for f in _divisors(conv.group) if all(w * f % width == 0 for w in widths))
+    return next(fitting, conv.group)
 
 
 def _divisors(number: int) -> Iterator[int]:

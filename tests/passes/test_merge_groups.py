@@ -153,7 +153,7 @@ DECLINED = {
     Why.DEPTHWISE: Declined(lambda: grouped(8, 1)),
     Why.WEIGHT_NOT_CONSTANT: Declined(fed_weight),
     Why.NOT_FLOAT: Declined(bfloat16),
-    Why.WIDE_ENOUGH: Declined(lambda: grouped(2, 16), {"groups": 2, "width": (16, 16)}),
+    Why.WIDE_ENOUGH: Declined(lambda: grouped(2, 18, 16), {"groups": 2, "width": (18, 16)}),
     Why.MERGED: Declined(merged, {"groups": 4, "width": (8, 8)}),
     Why.MORE_MACS: Declined(lambda: grouped(17, 3), {"groups": 17, "times": 17}),
 }
@@ -187,7 +187,7 @@ def convolutions(draw: st.DrawFn) -> onnx.ModelProto:
     rank = draw(st.integers(1, 2))
     group = draw(st.sampled_from([2, 3, 4, 6, 8]))
     width, out = draw(st.sampled_from([2, 4, 5, 8])), draw(st.sampled_from([1, 2, 4, 8]))
-    spatial = draw(st.lists(st.integers(3, 6), min_size=rank, max_size=rank))
+    spatial = draw(st.lists(st.integers(5, 7), min_size=rank, max_size=rank))
     draft = Draft(
         np.random.default_rng(draw(st.integers(0, 99))),
         (draw(BATCH), group * width, *spatial),
