@@ -1039,6 +1039,12 @@ def shifted_normalisation() -> onnx.ModelProto:
     return d.finish(d.matmul(affine(d, "Add", scaled, PER_CHANNEL[:3]), 3, 4))
 
 
+FUSED_BY_THE_RUNTIME: list[tuple[Why, Callable[[], onnx.ModelProto]]] = [
+    (Why.PART_OF_ACTIVATION, gelu_before_a_conv),
+    (Why.PART_OF_NORMALISATION, scaled_normalisation),
+    (Why.PART_OF_NORMALISATION, shifted_normalisation),
+]
+
 DECLINES: list[tuple[Why, Callable[[], onnx.ModelProto]]] = [
     (Why.TWO_VARIABLES, residual),
     (Why.NO_VARIABLE, constant_expression),
@@ -1101,7 +1107,7 @@ def test_declines(why: Why, build: Callable[[], onnx.ModelProto]) -> None:
 
 
 def test_every_reason_is_tested() -> None:
-    assert {why for why, _ in DECLINES} == set(Why)
+    assert {why for why, _ in (*DECLINES, *FUSED_BY_THE_RUNTIME)} == set(Why)
 
 
 # -- properties ------------------------------------------------------------------------------------
@@ -1200,14 +1206,7 @@ def test_outputs_agree_at_length(case: tuple[onnx.ModelProto, Draft]) -> None:
     check(case)
 
 
-@pytest.mark.parametrize(
-    ("why", "build"),
-    [
-        (Why.PART_OF_ACTIVATION, gelu_before_a_conv),
-        (Why.PART_OF_NORMALISATION, scaled_normalisation),
-        (Why.PART_OF_NORMALISATION, shifted_normalisation),
-    ],
-)
+@pytest.mark.parametrize(("why", "build"), FUSED_BY_THE_RUNTIME)
 def test_leaves_alone_what_the_runtime_fuses(
     why: Why, build: Callable[[], onnx.ModelProto]
 ) -> None:
