@@ -48,8 +48,8 @@ class MergeGroups(Pass[MergeGroupsMatch]):
 
     Declines when:
         the Conv has one group, or is depthwise; weights are not constant floats; groups have 16
-        channels or more, in and out, or are merged already (zeros stand between parts of every group); there would be
-        more than 16 times the multiply-accumulates.
+        channels or more, in and out, or are merged already (zeros stand between parts of every
+        group); there would be more than 16 times the multiply-accumulates.
 
     Exactness:
         ROUNDING. Sums get addends of zero.
