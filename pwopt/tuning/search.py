@@ -18,6 +18,7 @@ from pwopt.remark import Fact, Kind, Remark, Verdict
 from pwopt.runtime import Comparison
 from pwopt.tuning.pipeline import Ruling, Rulings
 from pwopt.tuning.replay import first_bad
+from pwopt.tuning.window import Window
 from pwopt.tuning.workbench import Build, InterruptedSearch, Precision, Workbench
 
 __all__ = ["Effort", "Found", "confirm", "search", "settle"]
@@ -242,8 +243,9 @@ class _Search:
     def _lower(self, best: Build, name: str) -> Build:
         """Choose the form of a lowering pass for each group of equal sites, in windows.
 
-        Groups that no window can be cut for are tried on the whole model; so is the pass as a
-        whole where no group gains by itself, for its sites may help each other.
+        A pass with groups that no window can be cut for, such as large regions, is first tried on
+        the whole model; so is one of which no group gains by itself, for sites may help each
+        other.
         """
         groups = _groups(best, name, Kind.HELD)
         if not groups or self.rulings.limit is not None:
@@ -252,29 +254,30 @@ class _Search:
         uncut = []
         for group in groups:
             if not self._time_left():
-                return self._take(best, gains)
-            gain = self._in_window(best, group)
-            if gain is None:
+                break
+            sites = [r for r in _sites(best, name) if r.facts["signature"] == group[1]]
+            window = self.bench.cut(best, sites[0], _variants_of(sites[0]))
+            gain = None if window is None else self._in_window(group, sites, window)
+            if window is None:
                 uncut.append(group)
-            elif gain.saved_ms > 0:
+            elif gain is not None:
                 gains.append(gain)
-        best = self._take(best, gains)
         if uncut:
             best = self._on_whole_model(best, name, uncut)
+            if name in best.applied:
+                return best
+        best = self._take(best, gains)
         return best if name in best.applied else self._together(best, name)
 
-    def _in_window(self, best: Build, group: tuple[str, str]) -> _Gain | None:
-        """The best form for *group*, measured in a window around one of its sites.
+    def _in_window(
+        self, group: tuple[str, str], sites: list[Remark], window: Window
+    ) -> _Gain | None:
+        """The best form for the equal *sites*, measured in a window around one of them.
 
-        Rules out the group if none gains. ``None`` if there is no window.
+        ``None`` if none gains, which rules the group out, or if the window does not run.
         """
-        name, signature = group
-        sites = [r for r in _sites(best, name) if r.facts["signature"] == signature]
         offered = _variants_of(sites[0])
-        window = self.bench.cut(best, sites[0], offered)
-        if window is None:
-            return None
-        label = f"timing {name}, site by site"
+        label = f"timing {group[0]}, site by site"
         leader: tuple[Comparison, str] | None = None
         behind = 0
         for variant in offered:
@@ -300,7 +303,7 @@ class _Search:
         ruling = replace(ruling, facts={**ruling.facts, "measured": "in a window"})
         if ruling.verdict is not Verdict.KEPT:
             self.rulings = _with_group(self.rulings, group, ruling)
-            return _Gain(group, ruling, 0.0)
+            return None
         saved = comparison.baseline.median_ms - comparison.candidate.median_ms
         return _Gain(group, ruling, saved * len(sites))
 
