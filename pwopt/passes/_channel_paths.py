@@ -342,6 +342,13 @@ class Plan:
                 nodes += [conv.node for conv in (*sink.takes_any.readers, *sink.takes_any.writers)]
         return tuple({id(node): node for node in nodes}.values())
 
+    @property
+    def around(self) -> tuple[Tensor, ...]:
+        """Tensors that stay, beyond which other routes may lie."""
+        sources = [s.tensor for s in self.region.sources if not s.chain]
+        sinks = [s.tensor for s in self.region.sinks if s.takes_any is None]
+        return (*sources, *sinks)
+
     def weights(self) -> tuple[int, int]:
         """Weights of the convolutions concerned, before and after."""
         facts = self.region.facts

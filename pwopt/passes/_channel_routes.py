@@ -31,13 +31,15 @@ class Route:
 
     Attributes:
         nodes: the nodes, none of whose inner values is read elsewhere.
-        inputs: tensors ``[N, C, ...]`` with a known number of channels.
+        inputs: tensors ``[N, C, ...]``.
+        widths: their numbers of channels.
         outputs: tensors of the same rank.
         origins: per output and channel, the input and the channel of it that stands there.
     """
 
     nodes: tuple[Node, ...]
     inputs: tuple[Tensor, ...]
+    widths: tuple[int, ...]
     outputs: tuple[Tensor, ...]
     origins: tuple[tuple[tuple[int, int], ...], ...]
 
@@ -52,7 +54,7 @@ class Route:
         if len(self.inputs) != 1 or len(self.outputs) != 1 or self.is_concat:
             return None
         order = tuple(channel for _, channel in self.origins[0])
-        return order if sorted(order) == list(range(len(order))) else None
+        return order if sorted(order) == list(range(self.widths[0])) else None
 
 
 class Routes:
@@ -96,7 +98,7 @@ def _concat(node: Node, facts: Facts) -> Route | None:
     if len(known) < len(sizes) or any(facts.is_constant(t) for t in node.inputs):
         return None
     origins = tuple((i, c) for i, size in enumerate(known) for c in range(size))
-    return Route((node,), tuple(node.inputs), (output,), (origins,))
+    return Route((node,), tuple(node.inputs), tuple(known), (output,), (origins,))
 
 
 def _first_of_shuffle(node: Node, facts: Facts) -> Node | None:
@@ -183,7 +185,7 @@ def _follow(first: Node, facts: Facts) -> Route | None:
             if not readers or facts.is_seen_outside(tensor):
                 return None
             pending += [(reader, result) for reader in readers]
-    return Route(tuple(nodes), (source,), tuple(outputs), tuple(origins))
+    return Route(tuple(nodes), (source,), (channels,), tuple(outputs), tuple(origins))
 
 
 def _results(node: Node, value: _Value, facts: Facts) -> list[_Value] | None:

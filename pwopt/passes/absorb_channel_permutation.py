@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from pwopt.graph import Facts, Node, Rewriter, Tensor
-from pwopt.passes._channel_class import carrier
+from pwopt.passes._channel_class import carrier, channel_class
 from pwopt.passes._channel_paths import Plan, Region
 from pwopt.passes._channel_routes import Route, Routes
 from pwopt.passes.contract import Match, Pass, Variant
@@ -37,6 +37,11 @@ class _Step:
 
     route: Route
     nodes: tuple[Node, ...]
+
+    @property
+    def around(self) -> tuple[Tensor, ...]:
+        """What other routes may lie beyond."""
+        return self.route.inputs
 
     def apply(self, rewriter: Rewriter) -> None:
         """Let the operators work on what the permutation reads."""
@@ -97,7 +102,8 @@ class AbsorbChannelPermutation(Pass[AbsorbChannelPermutationMatch]):
         its rows. ShuffleNet (Zhang et al. 2018; Ma et al. 2018) mixes by such selections.
 
     Declines when:
-        the node moves something else than channels, or sizes are not known; operators around the
+        the node moves something else than channels, or sizes are not known; another node of the
+        same region stands for it, the first in the file; operators around the
         region need at least as many orders that no Concat of pieces has as there are routes now
         (grouped convolutions, sums of differently permuted values, graph outputs); weights would
         grow by more than half, which happens where a convolution would read much that it has no
@@ -116,6 +122,7 @@ class AbsorbChannelPermutation(Pass[AbsorbChannelPermutationMatch]):
         """Reasons to decline."""
 
         NOT_CHANNELS = "not-channels"
+        LED_BY_ANOTHER = "led-by-another"
         ORDER_NEEDED = "order-needed"
         MORE_MACS = "more-macs"
         TOO_LARGE = "too-large"
@@ -143,6 +150,9 @@ class AbsorbChannelPermutation(Pass[AbsorbChannelPermutationMatch]):
             return AbsorbChannelPermutationMatch(
                 node, nodes, {_BEHIND: step}, facts={"behind": [n.op for n in step.nodes]}
             )
+        leader = min((n for n in region.nodes if facts.is_op(n, *self.roots)), key=facts.position)
+        if leader is not node:
+            return Decline(self.Why.LED_BY_ANOTHER, {"by": facts.site(leader)})
         return self._absorb(node, region, plans)
 
     def _absorb(
@@ -173,7 +183,21 @@ class AbsorbChannelPermutation(Pass[AbsorbChannelPermutationMatch]):
         self, match: AbsorbChannelPermutationMatch, variant: Variant, rewriter: Rewriter
     ) -> None:
         """See the class."""
-        match.ways[variant.name].apply(rewriter)
+        way = match.ways[variant.name]
+        way.apply(rewriter)
+        _revisit(way.around, rewriter)
+
+
+def _revisit(tensors: Iterable[Tensor], rewriter: Rewriter) -> None:
+    """Have routes looked at again that now reach weights through what works per channel."""
+    facts = Facts(rewriter.model)
+    routes = Routes(facts)
+    for tensor in tensors:
+        found = channel_class(facts, tensor)
+        for end in () if found is None else found.ends:
+            route = routes.at(end.node)
+            for node in () if route is None else route.nodes:
+                rewriter.revisit(node)
 
 
 def _shrinking(route: Route, facts: Facts) -> _Step | None:

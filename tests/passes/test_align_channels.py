@@ -169,6 +169,15 @@ def test_of_groups_other_readers_get_a_gather() -> None:
     check(before, after.model)
 
 
+def test_a_selection_is_no_shuffle() -> None:
+    net = Net()
+    x = net.relu(net.layer("x", 28))
+    before = net.finish(net.layer(net.slice(x, 0, 14), 4), net.layer(x, 4))
+    after = align(before)
+    assert after.ops.count("Slice") == 2
+    check(before, after.model)
+
+
 def test_a_transposed_convolution() -> None:
     net = Net()
     y = net.relu(net.layer("x", 14, transposed=True))
