@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Culprit", "find_culprit", "first_bad", "replay", "rulings_of"]
 
-_NOT_RULED = frozenset({"signature", "variants", "variant"})
+_OF_THE_SITE = frozenset({"signature", "variants"})
 """Facts of a remark that the candidate itself brings along."""
 
 
@@ -144,7 +144,7 @@ def first_bad(last: int, is_bad: Callable[[int], bool]) -> int:
 
 
 def _ruling(remark: Remark) -> Ruling:
-    facts = {k: v for k, v in remark.facts.items() if k not in _NOT_RULED}
+    facts = {k: v for k, v in remark.facts.items() if k not in _OF_THE_SITE}
     variant = remark.facts.get("variant")
     return Ruling(Verdict(remark.reason), None if variant is None else str(variant), facts)
 
