@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from pwopt.passes import catalogue
+from pwopt.passes.absorb_channel_permutation import AbsorbChannelPermutation
+from pwopt.passes.align_channels import AlignChannels
 from pwopt.passes.assign_layout import AssignLayout
 from pwopt.passes.canonicalise import Canonicalise
 from pwopt.passes.commute_pointwise import CommutePointwise
@@ -27,6 +29,7 @@ from pwopt.passes.lower_patchify import LowerPatchify
 from pwopt.passes.lower_pointwise_conv import LowerPointwiseConv
 from pwopt.passes.lower_prelu import LowerPrelu
 from pwopt.passes.lower_resize import LowerResize
+from pwopt.passes.merge_groups import MergeGroups
 from pwopt.passes.merge_parallel_conv import MergeParallelConv
 from pwopt.passes.raise_activation import RaiseActivation
 from pwopt.passes.raise_pointwise_matmul import RaisePointwiseMatmul
@@ -45,6 +48,9 @@ __all__ = [
     "LowerResize",
     "MergeParallelConv",
     "SplitConcatConv",
+    "AbsorbChannelPermutation",
+    "AlignChannels",
+    "MergeGroups",
     "Canonicalise",
     "CommutePointwise",
     "ComposePointwise",
@@ -73,8 +79,8 @@ __all__ = [
 ]
 
 SIMPLIFY: tuple[Pass[Any], ...] = (
-    EliminateTranspose(),
     RaisePointwiseMatmul(),
+    EliminateTranspose(),
     RaiseActivation(),
     FoldBatchNormalization(),
     FoldAffine(),
@@ -94,7 +100,10 @@ LOWER: tuple[Pass[Any], ...] = (
     LowerConvTranspose(),
     LowerNarrowConv(),
     LowerPatchify(),
+    AbsorbChannelPermutation(),
+    MergeGroups(),
     MergeParallelConv(),
+    AlignChannels(),
     LowerActivation(),
     LowerGate(),
     LowerConvWinograd(),
