@@ -26,8 +26,8 @@ RESULTS = HERE.parent / "docs" / "results.md"
 def collection_table(rows: list[dict[str, Any]]) -> str:
     """One line per model, from the reports' own figures."""
     lines = [
-        "| model | original ms | speedup | 95% interval | pairs | error | tolerance | kept | s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | original ms | speedup | 95% interval | pairs | error | allowed | kept | s | at |",
+        "|---" * 10 + "|",
     ]
     speedups = []
     for row in rows:
@@ -48,7 +48,7 @@ def collection_table(rows: list[dict[str, Any]]) -> str:
         names = ", ".join(kept) or ("canonicalised only" if latency else "nothing")
         lines.append(
             f"| {row['name']} {figures} {error['max_relative']:.1e} | {error['tolerance']:.1e} |"
-            f" {names} | {seconds:.0f} |"
+            f" {names} | {seconds:.0f} | {row['conditions']['commit']} |"
         )
     mean = float(np.exp(np.mean(np.log(speedups))))
     lines += ["", f"{len(rows)} models; geometric mean of the speedups {mean:.3f};"]
@@ -114,6 +114,19 @@ def whole_process_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", sentence(record["conditions"])])
 
 
+def scaling_table(record: dict[str, Any]) -> str:
+    """Seconds and memory against length."""
+    lines = ["| nodes | after | s | of half the length | MiB on top of imports | file MiB |"]
+    lines.append("|---" * 6 + "|")
+    for row in record["rows"]:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} times"
+        lines.append(
+            f"| {row['nodes']} | {row['after']:.0f} | {row['seconds']:.2f} | {ratio} |"
+            f" {row['memory_mib']:.0f} | {row['file_mib']:.1f} |"
+        )
+    return "\n".join([*lines, "", sentence(record["conditions"])])
+
+
 SHOWN = (
     "ultraface_rfb_320",
     "googlenet",
@@ -173,6 +186,9 @@ def main() -> None:
         rows = json.loads(path.read_text())
         if path.stem == "whole-process":
             fill(RESULTS, path.stem, whole_process_table(rows))
+            continue
+        if path.stem == "scaling":
+            fill(RESULTS, path.stem, scaling_table(rows))
             continue
         if path.stem.startswith("peers"):
             fill(RESULTS, path.stem, peers_table(rows))

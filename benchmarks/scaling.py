@@ -22,6 +22,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from benchmarks.conditions import conditions
+
+RECORD = Path(__file__).parent / "records" / "scaling.json"
 SIZES = (2500, 5000, 10000)
 
 
@@ -88,7 +91,8 @@ def in_process(path: Path) -> dict[str, float]:
 @click.command()
 @click.option("--repeat", default=3, show_default=True)
 def main(repeat: int) -> None:
-    """Print the table; the median of *repeat* runs each."""
+    """Measure, print and record; the median of *repeat* runs each."""
+    rows = []
     previous = None
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +107,18 @@ def main(repeat: int) -> None:
             f"{size} nodes -> {runs[0]['nodes']:.0f}: {seconds:.2f} s{ratio};"
             f" {memory:.0f} MiB on top of imports, file {file_mib:.1f} MiB"
         )
+        rows.append(
+            {
+                "nodes": size,
+                "after": runs[0]["nodes"],
+                "seconds": seconds,
+                "ratio": None if previous is None else seconds / previous,
+                "memory_mib": memory,
+                "file_mib": file_mib,
+            }
+        )
         previous = seconds
+    RECORD.write_text(json.dumps({"conditions": conditions(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
