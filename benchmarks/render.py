@@ -26,7 +26,7 @@ RESULTS = HERE.parent / "docs" / "results.md"
 def collection_table(rows: list[dict[str, Any]]) -> str:
     """One line per model, from the reports' own figures."""
     lines = [
-        "| model | original ms | speedup | 95% interval | pairs | error | allowed | kept | s | at |",
+        "| model | was ms | speedup | 95% interval | pairs | error | allowed | kept | s | at |",
         "|---" * 10 + "|",
     ]
     speedups = []
