@@ -114,8 +114,10 @@ class AbsorbChannelPermutation(Pass[AbsorbChannelPermutationMatch]):
 
     When it pays:
         ONNX Runtime's CPU provider leaves its blocked layout to move channels, and each move is a
-        pass over memory. ShuffleNet v2 as a whole 1.2 to 1.3 times; the permutation before a
-        strided depthwise convolution 1 to 2% of ShuffleNet v1 each.
+        pass over memory. It pays where what stands between has whole blocks of channels, which
+        align-channels sees to: ShuffleNet v2 is 1.2 times faster with that pass, 1.25 to 1.3 times
+        with both; ShuffleNet v1, where permutations only move behind strides, 1.03 with this one
+        and 1.15 with both.
     """
 
     class Why(StrEnum):
