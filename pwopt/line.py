@@ -74,6 +74,8 @@ from pwopt.tuning.workbench import (
 __all__ = ["Check", "Options", "bisect", "optimize"]
 
 _CAREFUL = Precision(15, 301, 10.0)
+_DISTURBED = 0.02
+"""An interval whose half is wider than this is worth a note."""
 
 
 class Check(StrEnum):
@@ -498,6 +500,13 @@ class _Line:
         return Totals(cost.params, cost.macs, size_bytes)
 
     def _report(self, found: Found, final: _Final, inputs: int) -> Report:
+        if found.build is not None and found.comparison is not None:
+            low, high = found.comparison.ci95
+            if high - low > 2 * _DISTURBED:
+                self.notes.append(
+                    f"The machine was disturbed while timing: the speedup is known to within"
+                    f" {50 * (high - low):.0f}% only."
+                )
         seen = {r.pass_name for r in final.remarks}
         names = [p.name for p in catalogue.ALL if p.name in seen]
         return Report(

@@ -410,6 +410,18 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbench, "compare", lambda *_, **__: faster)
 
 
+def test_a_disturbed_machine_is_a_note(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    latency = Latency(1.0, (1.0, 1.0), 9)
+    wide = Comparison(latency, latency, 1.1, (1.02, 1.18), 9, stable=False)
+    monkeypatch.setattr(workbench, "compare", lambda *_, **__: wide)
+    assert any("disturbed" in note and "8%" in note for note in quick(source)["notes"])
+
+
+@pytest.mark.usefixtures("no_clock")
+def test_a_quiet_machine_is_no_note(source: Path) -> None:
+    assert not any("disturbed" in note for note in quick(source)["notes"])
+
+
 def quick(source: Path, *args: object) -> dict[str, Any]:
     """A short measured run; its report."""
     result = invoke("optimize", source, "--overwrite", "--threads", 1, "--json", *args)
