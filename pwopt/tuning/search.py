@@ -67,6 +67,8 @@ class _Gain:
     group: tuple[str, str]
     ruling: Ruling
     saved_ms: float
+    others: tuple[Ruling, ...] = ()
+    """Forms that gain too, if less: for where the first one is too inaccurate or too large."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +284,7 @@ class _Search:
         """
         offered = _variants_of(sites[0])
         label = f"timing {group[0]}, site by site"
-        leader: tuple[Comparison, str] | None = None
+        tried: list[tuple[Comparison, str]] = []
         behind = 0
         for variant in offered:
             if variant not in window.after or (behind == 2 and not self.thorough):
@@ -296,20 +298,19 @@ class _Search:
                 )
             if comparison is None:
                 return None
-            if leader is None or comparison.speedup > leader[0].speedup:
-                leader, behind = (comparison, variant), 0
-            else:
-                behind += 1
-        if leader is None:
+            leads = all(comparison.speedup > other.speedup for other, _ in tried)
+            behind = 0 if leads else behind + 1
+            tried.append((comparison, variant))
+        if not tried:
             return None
-        comparison, variant = leader
-        ruling = _ruling(comparison, variant)
-        ruling = replace(ruling, facts={**ruling.facts, "measured": "in a window"})
-        if ruling.verdict is not Verdict.KEPT:
-            self.rulings = _with_group(self.rulings, group, ruling)
+        tried.sort(key=lambda t: -t[0].speedup)
+        first, *others = (_windowed(comparison, variant) for comparison, variant in tried)
+        if first.verdict is not Verdict.KEPT:
+            self.rulings = _with_group(self.rulings, group, first)
             return None
-        saved = comparison.baseline.median_ms - comparison.candidate.median_ms
-        return _Gain(group, ruling, saved * len(sites))
+        saved = tried[0][0].baseline.median_ms - tried[0][0].candidate.median_ms
+        gaining = tuple(r for r in others if r.verdict is Verdict.KEPT)
+        return _Gain(group, first, saved * len(sites), gaining)
 
     def _take(self, best: Build, gains: list[_Gain]) -> Build:
         """Put gains of windows into the whole model; where they do not add up, half of them.
@@ -328,15 +329,26 @@ class _Search:
             for gain in gains:
                 if gain.group not in self.rulings.by_group:  # not found to be wrong or too large
                     self.rulings = _with_group(self.rulings, gain.group, gain.ruling)
-            return trial
+            return self._take(trial, self._other_forms(gains))
         if len(gains) == 1:
             (gain,) = gains
+            if gain.group in self.rulings.by_group:
+                return self._take(best, self._other_forms(gains))
             self.rulings = _with_group(self.rulings, gain.group, _ruling(comparison))
             return best
         gains = sorted(gains, key=lambda g: -g.saved_ms)
         half = (len(gains) + 1) // 2
         best = self._take(best, gains[:half])
         return self._take(best, gains[half:]) if self._time_left() else best
+
+    def _other_forms(self, gains: list[_Gain]) -> list[_Gain]:
+        """The next forms for those of *gains* that were found to be wrong or too large."""
+        refused = [g for g in gains if g.others and g.group in self.rulings.by_group]
+        refused = [g for g in refused if self.rulings.by_group[g.group].verdict in _OBJECTIONS]
+        groups = {g.group for g in refused}
+        free = {k: r for k, r in self.rulings.by_group.items() if k not in groups}
+        self.rulings = replace(self.rulings, by_group=free)
+        return [replace(g, ruling=g.others[0], others=g.others[1:]) for g in refused]
 
     def _on_whole_model(self, best: Build, name: str, groups: list[tuple[str, str]]) -> Build:
         """Try each form of a lowering pass on all of *groups*, then on one after the other."""
@@ -525,6 +537,11 @@ def _is_loss(comparison: Comparison) -> bool:
 def _ruling(comparison: Comparison, variant: str | None = None) -> Ruling:
     verdict = Verdict.KEPT if _is_gain(comparison) else Verdict.REJECTED_SLOWER
     return Ruling(verdict, variant, _facts(comparison))
+
+
+def _windowed(comparison: Comparison, variant: str) -> Ruling:
+    ruling = _ruling(comparison, variant)
+    return replace(ruling, facts={**ruling.facts, "measured": "in a window"})
 
 
 def _facts(comparison: Comparison, *, inverse: bool = False) -> dict[str, Fact]:

@@ -388,3 +388,15 @@ def test_a_window_that_gains_but_is_wrong_is_left_out() -> None:
     assert found.build is not None
     reasons = {r.site: r.reason for r in found.build.remarks}
     assert reasons["g2"] == Verdict.REJECTED_WRONG.value
+
+
+@pytest.mark.parametrize("groups", [("g1",), ("g1", "g2")])
+def test_a_form_that_is_wrong_makes_room_for_the_next(groups: tuple[str, ...]) -> None:
+    lower: list[Site] = [("low", g, ("a", "b", "c")) for g in groups]
+    factors = {
+        f"low/{g}/{v}": t for g in groups for v, t in zip("abc", (0.5, 0.9, 0.7), strict=True)
+    }
+    bench = windowed(lower, factors)
+    bench.wrong = {"low/g1/a", "low/g1/c"}
+    found = run(bench)
+    assert kept(found) == {"low/g1/b", *(f"low/{g}/a" for g in groups[1:])}
