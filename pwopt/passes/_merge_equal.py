@@ -49,7 +49,7 @@ def merge_equal(node: Node, facts: Facts) -> Step | None:
 
 def _tensors(node: Node, facts: Facts) -> Iterator[Tensor]:
     yield from node.outputs
-    for tensor in node.inputs:
+    for tensor in {id(t): t for t in node.inputs}.values():
         if facts.is_input(tensor) and tensor.outputs[0] is node:
             yield tensor
 

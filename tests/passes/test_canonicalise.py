@@ -564,6 +564,18 @@ def test_equal_chains_are_merged() -> None:
     assert_same_outputs(proto, outcome.model, RNG, factor=0)
 
 
+def test_equal_readers_of_an_input_that_another_node_reads_twice_are_merged_once() -> None:
+    nodes = [
+        node("Add", ["x", "x"], ["a"]),
+        *(node("Exp", ["x"], [f"b{i}"]) for i in range(2)),
+        node("Sum", ["a", "b0", "b1"], ["y"]),
+    ]
+    proto = model(nodes, {"x": (2,)}, {"y": (2,)})
+    outcome = run_pass(PASS, proto)
+    assert sorted(outcome.ops) == ["Add", "Exp", "Sum"]
+    assert_same_outputs(proto, outcome.model, RNG, factor=0)
+
+
 def test_small_constants_are_compared_by_value() -> None:
     nodes = _pair("Mul", ["a", "c"], ["a", "d"])
     same = model(nodes, {"x": (2,)}, {"y": (4,)}, {"c": _f32(2), "d": _f32(2)})
