@@ -29,6 +29,10 @@ MARGIN = 0.005
 
 _BEYOND_PLACEMENT = 1.03
 """Smaller gains are looked at once more with sessions opened anew, for it may be where they lie."""
+_ALMOST = 0.95
+"""Sites that lose more than this in their windows are not tried all together."""
+_LONG_MS = 50.0
+"""In windows that take longer, one form behind the leader ends the list, not two."""
 _PATIENCE = 5
 """How much longer a promising but undecided comparison may take."""
 _OBJECTIONS = (Verdict.REJECTED_WRONG, Verdict.REJECTED_SIZE)
@@ -177,6 +181,8 @@ class _Search:
         self.thorough = thorough
         self.deadline = time.monotonic() + budget.total_s
         self.end = "nothing left to try"
+        self.almost: set[str] = set()
+        """Passes of which some window nearly gained."""
 
     def run(self) -> Found:
         for pass_ in self.bench.lower:
@@ -250,8 +256,8 @@ class _Search:
         """Choose the form of a lowering pass for each group of equal sites, in windows.
 
         A pass with groups that no window can be cut for, such as large regions, is first tried on
-        the whole model; so is one of which no group gains by itself, for sites may help each
-        other.
+        the whole model; so is one of which no group gains by itself, but some nearly, for sites
+        may help each other.
         """
         groups = _groups(best, name, Kind.HELD)
         if not groups or self.rulings.limit is not None:
@@ -273,7 +279,9 @@ class _Search:
             if name in best.applied:
                 return best
         best = self._take(best, gains)
-        return best if name in best.applied else self._together(best, name)
+        if name not in best.applied and name in self.almost:
+            best = self._together(best, name)
+        return best
 
     def _in_window(
         self, group: tuple[str, str], sites: list[Remark], window: Window
@@ -285,9 +293,9 @@ class _Search:
         offered = _variants_of(sites[0])
         label = f"timing {group[0]}, site by site"
         tried: list[tuple[Comparison, str]] = []
-        behind = 0
+        behind, patience = 0, len(offered) if self.thorough else 2
         for variant in offered:
-            if variant not in window.after or (behind == 2 and not self.thorough):
+            if variant not in window.after or behind == patience:
                 continue
             comparison = self.bench.compare_window(
                 window, variant, self.budget.window, label, decide=1 + MARGIN
@@ -298,12 +306,16 @@ class _Search:
                 )
             if comparison is None:
                 return None
+            if comparison.baseline.median_ms > _LONG_MS:
+                patience = min(patience, 1)
             leads = all(comparison.speedup > other.speedup for other, _ in tried)
             behind = 0 if leads else behind + 1
             tried.append((comparison, variant))
         if not tried:
             return None
         tried.sort(key=lambda t: -t[0].speedup)
+        if tried[0][0].speedup > _ALMOST:
+            self.almost.add(group[0])
         first, *others = (_windowed(comparison, variant) for comparison, variant in tried)
         if first.verdict is not Verdict.KEPT:
             self.rulings = _with_group(self.rulings, group, first)

@@ -375,8 +375,10 @@ def test_gains_of_windows_that_the_whole_model_does_not_show_are_dropped() -> No
 def test_sites_that_gain_only_together_are_tried_together() -> None:
     lower: list[Site] = [("low", "g1", ONE), ("low", "g2", ONE)]
     factors = {"low/g1/default": 0.9, "low/g2/default": 0.9}
-    bench = windowed(lower, factors, low_g1_default=1.1, low_g2_default=1.1)
+    bench = windowed(lower, factors, low_g1_default=1.03, low_g2_default=1.1)
     assert kept(run(bench)) == {"low/g1/default", "low/g2/default"}
+    hopeless = windowed(lower, factors, low_g1_default=1.1, low_g2_default=1.1)
+    assert kept(run(hopeless)) == set()
 
 
 def test_a_window_that_gains_but_is_wrong_is_left_out() -> None:
