@@ -141,6 +141,31 @@ def run_pass(
     return Outcome(again, remarks)
 
 
+def offered(pass_: Pass[Any], proto: onnx.ModelProto) -> list[str]:
+    """The variants of *pass_* at the first of its roots, where it must apply."""
+    wrapped = parse(proto)
+    wrapped.unlist_initializers()
+    wrapped.infer_shapes()
+    facts = Facts(wrapped)
+    root = next(n for n in wrapped.sorted_nodes() if facts.op(n) in pass_.roots)
+    match = pass_.match(root, facts)
+    assert not isinstance(match, Decline), match.why
+    return [variant.name for variant in pass_.variants(match)]
+
+
+def assert_every_variant_agrees(
+    pass_: Pass[Any], proto: onnx.ModelProto, *, factor: float = 1.0, **dims: int
+) -> list[str]:
+    """Each variant of *pass_* applies at its one site and computes the same."""
+    names = offered(pass_, proto)
+    for name in names:
+        outcome = run_pass(pass_, proto, name)
+        assert outcome.applied == 1
+        rng = np.random.default_rng(0)
+        assert_same_outputs(proto, outcome.model, rng, factor=factor, **dims)
+    return names
+
+
 def random_feeds(proto: onnx.ModelProto, rng: np.random.Generator, **dims: int) -> dict[str, Array]:
     """Standard normal inputs; symbolic dims from *dims*, else 2."""
     constants = {t.name for t in proto.graph.initializer}

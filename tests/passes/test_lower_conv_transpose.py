@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from pwopt import models as networks
-from pwopt.graph import Facts, parse
 from pwopt.passes.lower_conv_transpose import LowerConvTranspose
-from pwopt.remark import Decline
 from tests.passes import harness
 
 Why = LowerConvTranspose.Why
@@ -70,14 +68,7 @@ def lower(proto: onnx.ModelProto, variant: str | None = None, **options: Any) ->
 
 
 def variants(proto: onnx.ModelProto) -> list[str]:
-    model = parse(proto)
-    model.unlist_initializers()
-    model.infer_shapes()
-    facts = Facts(model)
-    node = next(n for n in model.nodes.values() if n.op == "ConvTranspose")
-    match = LowerConvTranspose().match(node, facts)
-    assert not isinstance(match, Decline), match.why
-    return [v.name for v in LowerConvTranspose().variants(match)]
+    return harness.offered(LowerConvTranspose(), proto)
 
 
 def check(before: onnx.ModelProto, after: onnx.ModelProto, **dims: int) -> None:
@@ -85,13 +76,7 @@ def check(before: onnx.ModelProto, after: onnx.ModelProto, **dims: int) -> None:
 
 
 def check_all(before: onnx.ModelProto, **dims: int) -> list[str]:
-    names = variants(before)
-    for name in names:
-        after = lower(before, name)
-        assert after.applied == 1
-        assert "ConvTranspose" not in after.ops
-        check(before, after.model, **dims)
-    return names
+    return harness.assert_every_variant_agrees(LowerConvTranspose(), before, **dims)
 
 
 def shapes(proto: onnx.ModelProto, op: str) -> list[tuple[int, ...]]:

@@ -15,9 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from pwopt.graph import Facts, parse
 from pwopt.passes.lower_narrow_conv import LowerNarrowConv
-from pwopt.remark import Decline
 from tests.passes import harness
 
 Why = LowerNarrowConv.Why
@@ -66,14 +64,7 @@ def lower(proto: onnx.ModelProto, variant: str | None = None, **options: Any) ->
 
 
 def variants(proto: onnx.ModelProto) -> list[str]:
-    model = parse(proto)
-    model.unlist_initializers()
-    model.infer_shapes()
-    facts = Facts(model)
-    node = next(n for n in model.nodes.values() if n.op == "Conv")
-    match = LowerNarrowConv().match(node, facts)
-    assert not isinstance(match, Decline), match.why
-    return [v.name for v in LowerNarrowConv().variants(match)]
+    return harness.offered(LowerNarrowConv(), proto)
 
 
 def check(before: onnx.ModelProto, after: onnx.ModelProto, **dims: int) -> None:
@@ -81,12 +72,7 @@ def check(before: onnx.ModelProto, after: onnx.ModelProto, **dims: int) -> None:
 
 
 def check_all(before: onnx.ModelProto, **dims: int) -> list[str]:
-    names = variants(before)
-    for name in names:
-        after = lower(before, name)
-        assert after.applied == 1
-        check(before, after.model, **dims)
-    return names
+    return harness.assert_every_variant_agrees(LowerNarrowConv(), before, **dims)
 
 
 # -- golden ----------------------------------------------------------------------------------------

@@ -15,9 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pwopt.graph import Facts, parse
 from pwopt.passes.lower_resize import LowerResize
-from pwopt.remark import Decline
 from tests.passes import harness
 
 Why = LowerResize.Why
@@ -65,14 +63,7 @@ def lower(proto: onnx.ModelProto, variant: str | None = None, **options: Any) ->
 
 
 def variants(proto: onnx.ModelProto) -> list[str]:
-    model = parse(proto)
-    model.unlist_initializers()
-    model.infer_shapes()
-    facts = Facts(model)
-    node = next(n for n in model.nodes.values() if n.op == "Resize")
-    match = LowerResize().match(node, facts)
-    assert not isinstance(match, Decline), match.why
-    return [v.name for v in LowerResize().variants(match)]
+    return harness.offered(LowerResize(), proto)
 
 
 def check(before: onnx.ModelProto, after: onnx.ModelProto, **dims: int) -> None:
@@ -80,13 +71,7 @@ def check(before: onnx.ModelProto, after: onnx.ModelProto, **dims: int) -> None:
 
 
 def check_all(before: onnx.ModelProto, **dims: int) -> list[str]:
-    names = variants(before)
-    for name in names:
-        after = lower(before, name)
-        assert after.applied == 1
-        assert "Resize" not in after.ops
-        check(before, after.model, **dims)
-    return names
+    return harness.assert_every_variant_agrees(LowerResize(), before, factor=2.0, **dims)
 
 
 # -- golden ----------------------------------------------------------------------------------------
