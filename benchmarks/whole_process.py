@@ -24,6 +24,7 @@ import click
 import onnx
 
 from benchmarks.conditions import conditions
+from benchmarks.scaling import chain
 from pwopt import models
 
 RECORD = Path(__file__).parent / "records" / "whole-process.json"
@@ -88,8 +89,7 @@ def times(folder: Path, repeat: int) -> list[dict[str, Any]]:
 IMPORTS_ALONE = "import pwopt; pwopt.optimize, pwopt.verify, pwopt.passes"
 
 
-def memory(name: str, folder: Path) -> dict[str, Any]:
-    source = exported(name, folder)
+def memory(name: str, source: Path) -> dict[str, Any]:
     file_mib = source.stat().st_size / 2**20
     _, alone = run([sys.executable, "-c", RUNTIME_ALONE, str(source)])
     _, imports = run([sys.executable, "-c", IMPORTS_ALONE])
@@ -116,7 +116,10 @@ def main(repeat: int) -> None:
     """Measure, print and record."""
     with tempfile.TemporaryDirectory() as folder:
         timed = times(Path(folder), repeat)
-        sized = [memory(name, Path(folder)) for name in ("resnet50", "vgg16")]
+        sized = [memory(n, exported(n, Path(folder))) for n in ("resnet50", "vgg16")]
+        long = Path(folder) / "chain.onnx"
+        onnx.save(chain(10_000), str(long))
+        sized.append(memory("chain of 10,000 nodes", long))
     record = {"conditions": conditions(), "times": timed, "memory": sized}
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))

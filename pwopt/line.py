@@ -257,7 +257,7 @@ class _Line:
 
     def run(self) -> Report:
         with self._prepared() as bench:
-            with self.stages.stage("search"), _ends_early_on_interrupt(bench):
+            with self.stages.stage("search"):
                 found = self._search(bench)
             with self.stages.stage("write"):
                 final = self._write(bench, found)
@@ -422,7 +422,8 @@ class _Line:
             if found is not None:
                 return found
         try:
-            found = search(bench, self.options.effort, rulings, self.options.time_limit_s)
+            with _ends_early_on_interrupt(bench):
+                found = search(bench, self.options.effort, rulings, self.options.time_limit_s)
         except InterruptedSearch:
             raise KeyboardInterrupt from None  # nothing to end with yet, or confirming
         if self.cache is not None and not found.is_partial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -420,6 +421,46 @@ def test_a_disturbed_machine_is_a_note(source: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("no_clock")
 def test_a_quiet_machine_is_no_note(source: Path) -> None:
     assert not any("disturbed" in note for note in quick(source)["notes"])
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_ctrl_c_ends_the_trials_with_the_best_so_far(
+    at: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latency = Latency(1.0, (1.0, 1.0), 9)
+    faster = Comparison(latency, latency, 1.1, (1.09, 1.11), 9, stable=True)
+    calls = 0
+
+    def compare(*_: Any, on_progress: Any, **__: Any) -> Comparison:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        on_progress(1, 2)
+        return faster
+
+    monkeypatch.setattr(workbench, "compare", compare)
+    report = quick(source, "--cache", tmp_path / "cache")
+    assert report["stop_reason"] == "interrupted"
+    assert (tmp_path / "model.opt.onnx").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    calls = 99
+    again = quick(source, "--cache", tmp_path / "cache")
+    assert "earlier search" not in again["stop_reason"], "half a search was remembered"
+
+
+def test_a_second_ctrl_c_ends_everything(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(*_: Any, **__: Any) -> Comparison:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(workbench, "compare", compare)
+    result = invoke("optimize", source, "--no-cache", "--threads", 1)
+    assert_one_line_error(result, "interrupted", code=130)
+    assert leftovers(tmp_path, "model.onnx") == set()
 
 
 def quick(source: Path, *args: object) -> dict[str, Any]:
