@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +424,15 @@ def test_a_quiet_machine_is_no_note(source: Path) -> None:
     assert not any("disturbed" in note for note in quick(source)["notes"])
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: what runs in the background may have inherited deafness to Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("at", [1, 2])
 def test_ctrl_c_ends_the_trials_with_the_best_so_far(
     at: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -449,6 +459,7 @@ def test_ctrl_c_ends_the_trials_with_the_best_so_far(
     assert "earlier search" not in again["stop_reason"], "half a search was remembered"
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_ends_everything(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
