@@ -180,6 +180,7 @@ class _Search:
         self.rulings = rulings
         self.thorough = thorough
         self.deadline = time.monotonic() + budget.total_s
+        self.slot = self.deadline
         self.end = "nothing left to try"
         self.almost: set[str] = set()
         """Passes of which some window nearly gained."""
@@ -195,8 +196,10 @@ class _Search:
                 best = self._prune(base, best)
                 is_pruned = True
                 best = self._choose_variants(best)
-            for pass_ in self.bench.lower:
-                best = self._lower(best, pass_.name)
+            for position in range(len(self.bench.lower)):
+                waiting = [p.name for p in self.bench.lower[position:]]
+                self._share_time(len([n for n in waiting if _groups(best, n, Kind.HELD)]))
+                best = self._lower(best, waiting[0])
         except InterruptedSearch:
             is_partial = True
             self.end = "interrupted"
@@ -297,6 +300,8 @@ class _Search:
         for variant in offered:
             if variant not in window.after or behind == patience:
                 continue
+            if tried and not self._time_left():
+                break
             comparison = self.bench.compare_window(
                 window, variant, self.budget.window, label, decide=1 + MARGIN
             )
@@ -519,8 +524,13 @@ class _Search:
     def _rule_pass(self, name: str, ruling: Ruling) -> None:
         self.rulings = _with_pass(self.rulings, name, ruling)
 
+    def _share_time(self, passes: int) -> None:
+        """Give the next one of so many *passes* its part of the time that is left."""
+        now = time.monotonic()
+        self.slot = now + max(self.deadline - now, 0.0) / max(passes, 1)
+
     def _time_left(self) -> bool:
-        left = time.monotonic() < self.deadline
+        left = time.monotonic() < self.slot
         if not left:
             self.end = "the time of this effort was spent"
         return left
