@@ -32,7 +32,7 @@ _BEYOND_PLACEMENT = 1.03
 _ALMOST = 0.95
 """Sites that lose more than this in their windows are not tried all together."""
 _LONG_MS = 50.0
-"""In windows that take longer, one form behind the leader ends the list, not two."""
+"""Forms in windows that take longer are timed once, and one behind the leader ends the list."""
 _PATIENCE = 5
 """How much longer a promising but undecided comparison may take."""
 _OBJECTIONS = (Verdict.REJECTED_WRONG, Verdict.REJECTED_SIZE)
@@ -305,14 +305,16 @@ class _Search:
             comparison = self.bench.compare_window(
                 window, variant, self.budget.window, label, decide=1 + MARGIN
             )
-            if comparison is not None and _is_undecided(comparison):
-                comparison = self.bench.compare_window(
-                    window, variant, _longer(self.budget.window), label, decide=1 + MARGIN
-                )
             if comparison is None:
                 return None
-            if comparison.baseline.median_ms > _LONG_MS:
-                patience = min(patience, 1)
+            is_long = comparison.baseline.median_ms > _LONG_MS and not self.thorough
+            if is_long:
+                patience = 1
+            elif _is_undecided(comparison):
+                again = self.bench.compare_window(
+                    window, variant, _longer(self.budget.window), label, decide=1 + MARGIN
+                )
+                comparison = again or comparison
             leads = all(comparison.speedup > other.speedup for other, _ in tried)
             behind = 0 if leads else behind + 1
             tried.append((comparison, variant))
