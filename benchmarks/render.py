@@ -130,6 +130,10 @@ def scaling_table(record: dict[str, Any]) -> str:
 SHOWN = (
     "ultraface_rfb_320",
     "googlenet",
+    "light_densenet121",
+    "shufflenet_v2_1_0x",
+    "fns_mosaic",
+    "convnext_tiny",
     "vgg16",
     "super_resolution_espcn_x3",
     "repvgg_a0",
@@ -149,7 +153,8 @@ def summary_table(rows: list[dict[str, Any]]) -> str:
     speedups = [1.0 if r["latency"] is None else r["latency"]["speedup"] for r in rows]
     by_name = {r["name"]: r for r in rows}
     lines = ["| model | speedup | 95% interval | what was kept |", "|---|---|---|---|"]
-    for row in (by_name[name] for name in SHOWN if name in by_name):
+    shown = (by_name[name] for name in SHOWN if name in by_name)
+    for row in sorted(shown, key=lambda r: -(r["latency"] or {"speedup": 1.0})["speedup"]):
         kept = [p["name"] for p in row["passes"] if p["applied"]]
         latency = row["latency"]
         if latency is None:
