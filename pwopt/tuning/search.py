@@ -1,8 +1,8 @@
 """The choice among rewrites: what is verified and measured faster stays, nothing else.
 
-Simplifying passes are applied together and taken away one by one (what is not missed goes);
-lowering passes are tried on top, all sites at once and then group by group. Every comparison is
-between whole models, in pairs, in one process.
+Simplifying passes are applied together and taken away one by one (what is not missed goes). The
+forms of a lowering pass are timed in windows, once per group of equal sites; what gains there must
+gain in the whole model too. Every comparison is in pairs, in one process.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ class _Search:
                 trial = self._build(rulings)
                 comparison = self._compare(best, trial, f"{name} as {variant}")
                 if _is_gain(comparison):
-                    best, self.rulings = trial, rulings
+                    best, self.rulings = trial, trial.rulings
         return best
 
     def _lower(self, best: Build, name: str) -> Build:
@@ -345,9 +345,7 @@ class _Search:
         trial = self._build(rulings)
         comparison = self._compare(best, trial, "what gained in windows together")
         if _is_gain(comparison):
-            for gain in gains:
-                if gain.group not in self.rulings.by_group:  # not found to be wrong or too large
-                    self.rulings = _with_group(self.rulings, gain.group, gain.ruling)
+            self.rulings = trial.rulings
             return self._take(trial, self._other_forms(gains))
         if len(gains) == 1:
             (gain,) = gains
@@ -393,14 +391,15 @@ class _Search:
                 break
             groups = self.rulings.by_group.items()
             free = {k: r for k, r in groups if k[0] != name or r.verdict in _OBJECTIONS}
-            rulings = replace(self.rulings, by_group=free)
-            trial = self._build(_with_pass(rulings, name, Ruling(variant=variant)))
+            rulings = _with_pass(
+                replace(self.rulings, by_group=free), name, Ruling(variant=variant)
+            )
+            trial = self._build(rulings)
             if trial.written.sha256 == best.written.sha256:
                 continue
             comparison = self._compare(best, trial, f"{name} everywhere as {variant}")
             if _is_gain(comparison):
-                rulings = replace(rulings, by_group={**free, **trial.rulings.by_group})
-                self.rulings = _with_pass(rulings, name, _ruling(comparison, variant))
+                self.rulings = _with_pass(trial.rulings, name, _ruling(comparison, variant))
                 return trial
         return best
 
