@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from pwopt import models
 from pwopt.cost import ModelCost, model_cost
 from pwopt.graph import load, parse
+from tests.zoo import folder
 
 TOTALS = [
     # Published: He et al., arXiv:1512.03385 (3.8 billion, with the stride in the first 1x1).
@@ -35,11 +33,8 @@ def test_a_batch_multiplies_the_macs() -> None:
 
 
 def zoo(name: str) -> ModelCost:
-    folder = os.environ.get("PWOPT_ZOO")
-    if not folder:
-        pytest.skip("PWOPT_ZOO is not set")
     shapes = {"dncnn_sigma25_bn": {"input": (1, 1, 64, 64)}}
-    return model_cost(load(Path(folder) / "models" / f"{name}.onnx"), shapes.get(name))
+    return model_cost(load(folder() / f"{name}.onnx"), shapes.get(name))
 
 
 @pytest.mark.zoo

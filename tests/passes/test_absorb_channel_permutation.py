@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from pwopt.graph import Facts, parse
 from pwopt.passes import FoldBatchNormalization
 from pwopt.passes.absorb_channel_permutation import AbsorbChannelPermutation
 from pwopt.remark import Decline
+from tests import zoo
 from tests.passes import harness
 from tests.passes.channel_models import STRIDED, Net, networks
 from tests.passes.linear_models import OPSETS, assert_agree
@@ -417,10 +416,7 @@ def test_reference_networks(name: str, left: int) -> None:
 
 @pytest.mark.zoo
 def test_a_trained_network() -> None:
-    folder = os.environ.get("PWOPT_ZOO")
-    if folder is None:
-        pytest.skip("PWOPT_ZOO does not name the model collection")
-    before = onnx.load(Path(folder) / "models" / "fastestdet_352.onnx")
+    before = zoo.trained("fastestdet_352.onnx")
     after = absorb(before)
     assert after.applied == 3
     assert after.ops.count("Transpose") == 2  # of its head

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pwopt import models
 from pwopt.passes import Canonicalise, FoldBatchNormalization
 from pwopt.passes.align_channels import AlignChannels
+from tests import zoo
 from tests.passes import harness
 from tests.passes.channel_models import STRIDED, Net, networks
 from tests.passes.linear_models import OPSETS, assert_agree
@@ -371,10 +370,7 @@ def test_reference_networks(name: str) -> None:
 
 @pytest.mark.zoo
 def test_a_trained_network() -> None:
-    folder = os.environ.get("PWOPT_ZOO")
-    if folder is None:
-        pytest.skip("PWOPT_ZOO does not name the model collection")
-    before = onnx.load(Path(folder) / "models" / "fastestdet_352.onnx")
+    before = zoo.trained("fastestdet_352.onnx")
     after = align(before)
     assert after.applied == 5
     check(before, after.model)

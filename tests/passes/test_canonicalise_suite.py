@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from onnx.backend.test.case.node import collect_testcases
 from pwopt.graph import parse
 from pwopt.passes.canonicalise import Canonicalise
 from pwopt.tuning.driver import Driver
+from tests import zoo
 from tests.operator_suite import difference, interface, is_valid, run
 
 _ROUNDS = 8
@@ -114,10 +113,7 @@ def _feeds(proto: onnx.ModelProto, size: int) -> list[Any]:
 @pytest.mark.zoo
 def test_trained_models() -> None:
     """Outputs within a few rounding errors; twice leaves nothing to do."""
-    folder = os.environ.get("PWOPT_ZOO")
-    if folder is None:
-        pytest.skip("PWOPT_ZOO does not name the model collection")
-    paths = sorted((Path(folder) / "models").glob("*.onnx"))
+    paths = sorted(zoo.folder().glob("*.onnx"))
     assert paths
     for path in paths:
         proto = onnx.load(path)

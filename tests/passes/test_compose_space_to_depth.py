@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from pwopt.passes.compose_space_to_depth import ComposeSpaceToDepth
+from tests import zoo
 from tests.passes import harness
 from tests.passes.linear_models import BATCH, Draft, Geometry, assert_agree, geometries
 
@@ -320,10 +319,7 @@ def test_outputs_agree_at_length(case: tuple[onnx.ModelProto, Draft]) -> None:
 
 @pytest.mark.zoo
 def test_a_trained_detector() -> None:
-    folder = os.environ.get("PWOPT_ZOO")
-    if folder is None:
-        pytest.skip("PWOPT_ZOO does not name the model collection")
-    before = onnx.load(Path(folder) / "models" / "yolox_nano_416.onnx")
+    before = zoo.trained("yolox_nano_416.onnx")
     after = compose(before)
     assert after.applied == 1
     assert len(after.ops) == len(before.graph.node) - 9

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from onnx import numpy_helper
 
 from pwopt import models as networks
 from pwopt.passes.lower_conv_transpose import LowerConvTranspose
+from tests import zoo
 from tests.passes import harness
 
 Why = LowerConvTranspose.Why
@@ -439,10 +438,7 @@ def test_any_geometry_at_length(drawn: Drawn) -> None:
 @pytest.mark.zoo
 @pytest.mark.parametrize(("name", "sites"), [("waifu2x_cunet_x2.onnx", 4), ("fns_mosaic.onnx", 2)])
 def test_a_trained_network(name: str, sites: int) -> None:
-    folder = os.environ.get("PWOPT_ZOO")
-    if folder is None:
-        pytest.skip("PWOPT_ZOO does not name the model collection")
-    before = onnx.load(Path(folder) / "models" / name)
+    before = zoo.trained(name)
     after = lower(before)
     assert after.applied == sites
     assert "ConvTranspose" not in after.ops

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from pwopt.passes.lower_narrow_conv import LowerNarrowConv
+from tests import zoo
 from tests.passes import harness
 
 Why = LowerNarrowConv.Why
@@ -310,10 +309,7 @@ def test_any_geometry_at_length(drawn: Drawn) -> None:
     [("fns_mosaic.onnx", 1, {}), ("dncnn_sigma25_bn.onnx", 1, {"H": 30, "W": 45})],
 )
 def test_a_trained_network(name: str, sites: int, dims: dict[str, int]) -> None:
-    folder = os.environ.get("PWOPT_ZOO")
-    if folder is None:
-        pytest.skip("PWOPT_ZOO does not name the model collection")
-    before = onnx.load(Path(folder) / "models" / name)
+    before = zoo.trained(name)
     after = lower(before)
     assert after.applied == sites
     harness.assert_same_outputs(before, after.model, np.random.default_rng(0), factor=20.0, **dims)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from onnx import numpy_helper
 
 from pwopt.graph import Facts, parse
 from pwopt.passes.lower_prelu import LowerPrelu
+from tests import zoo
 from tests.passes import harness
 
 Why = LowerPrelu.Why
@@ -246,10 +245,7 @@ def test_any_rank_slope_opset_and_type_at_length(before: onnx.ModelProto) -> Non
 
 @pytest.mark.zoo
 def test_a_trained_network() -> None:
-    folder = os.environ.get("PWOPT_ZOO")
-    if folder is None:
-        pytest.skip("PWOPT_ZOO does not name the model collection")
-    before = onnx.load(Path(folder) / "models" / "realesr_animevideov3_x2.onnx")
+    before = zoo.trained("realesr_animevideov3_x2.onnx")
     after = lower(before)
     assert after.applied == 17
     assert "PRelu" not in after.ops

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pwopt.passes.lower_resize import LowerResize
+from tests import zoo
 from tests.passes import harness
 
 Why = LowerResize.Why
@@ -312,10 +311,7 @@ def test_any_factors_at_length(drawn: Drawn) -> None:
 
 @pytest.mark.zoo
 def test_a_trained_network() -> None:
-    folder = os.environ.get("PWOPT_ZOO")
-    if folder is None:
-        pytest.skip("PWOPT_ZOO does not name the model collection")
-    before = onnx.load(Path(folder) / "models" / "realesr_animevideov3_x2.onnx")
+    before = zoo.trained("realesr_animevideov3_x2.onnx")
     after = lower(before)
     assert after.applied == 1
     assert after.reasons == {Why.NEAREST.value}

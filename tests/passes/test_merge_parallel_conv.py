@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from pwopt.passes.lower_conv_winograd import LowerConvWinograd
 from pwopt.passes.merge_parallel_conv import MergeParallelConv, Why
 from pwopt.passes.split_concat_conv import SplitConcatConv
 from pwopt.remark import Decline
+from tests import zoo
 from tests.passes import harness
 from tests.passes.linear_models import (
     BATCH,
@@ -568,10 +567,7 @@ def test_outputs_agree_at_length(case: tuple[onnx.ModelProto, Draft]) -> None:
 
 @pytest.mark.zoo
 def test_heads_of_a_trained_detector() -> None:
-    folder = os.environ.get("PWOPT_ZOO")
-    if folder is None:
-        pytest.skip("PWOPT_ZOO does not name the model collection")
-    before = onnx.load(Path(folder) / "models" / "yunet_n_640.onnx")
+    before = zoo.trained("yunet_n_640.onnx")
     after = merge(before)
     assert after.applied == 3
     assert after.ops.count("Conv") == len(convs(before)) - 18

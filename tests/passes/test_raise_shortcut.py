@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from pwopt import models as zoo
 from pwopt.passes.raise_shortcut import RaiseShortcut
 from tests.passes import harness
 from tests.passes.linear_models import BATCH, Draft
+from tests.zoo import trained
 
 Why = RaiseShortcut.Why
 END = 2**31
@@ -263,10 +262,7 @@ def test_the_original_resnet() -> None:
 
 @pytest.mark.zoo
 def test_a_trained_network() -> None:
-    folder = os.environ.get("PWOPT_ZOO")
-    if folder is None:
-        pytest.skip("PWOPT_ZOO does not name the model collection")
-    before = onnx.load(Path(folder) / "models" / "cifar10_resnet20.onnx")
+    before = trained("cifar10_resnet20.onnx")
     after = raise_shortcut(before)
     assert after.applied == 2
     assert not {"Slice", "Pad"} & set(after.ops)

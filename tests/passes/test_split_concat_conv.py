@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from onnx import numpy_helper
 from pwopt.graph import Facts, parse
 from pwopt.passes.split_concat_conv import Direction, SplitConcatConv
 from pwopt.remark import Decline
+from tests import zoo
 from tests.passes import harness
 from tests.passes.linear_models import (
     BATCH,
@@ -487,10 +486,7 @@ def test_concat_agrees_at_length(case: tuple[onnx.ModelProto, Draft]) -> None:
 
 @pytest.mark.zoo
 def test_a_trained_network() -> None:
-    folder = os.environ.get("PWOPT_ZOO")
-    if folder is None:
-        pytest.skip("PWOPT_ZOO does not name the model collection")
-    before = onnx.load(Path(folder) / "models" / "squeezenet1.1.onnx")
+    before = zoo.trained("squeezenet1.1.onnx")
     after = split(before)
     assert after.applied == 5
     assert after.ops.count("Concat") == 3
