@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Final, TypeVar
 import numpy as np
 
 from pwopt.errors import UsageError
-from pwopt.graph import ConvFacts, Dim, Facts, Node, Rewriter, Shape, Tensor
+from pwopt.graph import ConvFacts, Dim, Facts, Node, Rewriter, Tensor
 from pwopt.numerics.winograd import minimal_filtering
+from pwopt.passes._emitter import Emitter
 from pwopt.passes.contract import Match, Pass, Variant
 from pwopt.remark import Decline, Exactness
 
@@ -264,14 +265,14 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         )
 
 
-class _Lowering:
-    """Writes one lowered convolution; ``last`` is the node that holds the result so far."""
+class _Lowering(Emitter):
+    """Writes one lowered convolution."""
 
     def __init__(
         self, match: LowerConvWinogradMatch, plan: Plan, rewriter: Rewriter, *, in_file: bool
     ) -> None:
-        self.rewriter = rewriter
-        self.facts = Facts(rewriter.model)
+        node = match.conv.node
+        super().__init__(rewriter, node, match.conv.weight, node.name or match.conv.output.name)
         self.conv = match.conv
         self.activation = match.activation
         self.size = match.size
@@ -283,8 +284,6 @@ class _Lowering:
         self.grid = tuple(
             -(-n // plan.tile) if a in plan.axes else n for a, n in enumerate(match.size)
         )
-        self.last = match.conv.node
-        self.name = match.conv.node.name or match.conv.output.name
         self.batch = (self.facts.shape(match.conv.input) or (None,))[0]
 
     def write(self) -> None:
@@ -299,7 +298,7 @@ class _Lowering:
         y = self.products(x)
         y = self.activated(self.combined(y))
         self.cropped(self.interleaved(y))
-        self.rewriter.set_output(self.last, 0, result)
+        self.finish(result)
 
     # -- the steps -----------------------------------------------------------------------------
 
@@ -380,19 +379,8 @@ class _Lowering:
 
     def cropped(self, y: Tensor) -> Tensor:
         """Without what the last tiles have too many."""
-        axes = [a + 2 for a in self.axes if self.grid[a] * self.tile != self.size[a]]
-        if not axes:
-            return y
-        ends = [self.size[a - 2] for a in axes]
-        shape = (self.batch, self.conv.cout, *self.size)
-        starts = [0] * len(axes)
-        if not self.facts.has_op("Slice", since=10):
-            return self.emit("Slice", [y], shape, {"starts": starts, "ends": ends, "axes": axes})
-        bounds = [
-            self.integers(hint, values)
-            for hint, values in (("starts", starts), ("ends", ends), ("axes", axes))
-        ]
-        return self.emit("Slice", [y, *bounds], shape)
+        surplus = {a + 2: self.grid[a] * self.tile - self.size[a] for a in self.axes}
+        return self.drop_ends(y, surplus, (self.batch, self.conv.cout, *self.size))
 
     def activated(self, y: Tensor) -> Tensor:
         activation = self.activation
@@ -401,7 +389,6 @@ class _Lowering:
         out = self.rewriter.variable(f"{self.name}/{activation.op}_output", like=y)
         self.rewriter.set_input(activation, 0, y)
         self.rewriter.set_output(activation, 0, out)
-        self.last = activation
         return out
 
     # -- weights -------------------------------------------------------------------------------
@@ -483,23 +470,6 @@ class _Lowering:
     def input_size(self) -> list[int]:
         pads, kernel = self.pads(), self.conv.kernel
         return [self.size[a] + kernel[a] - 1 - pads[a] - pads[a + 2] for a in (0, 1)]
-
-    def reshape(self, x: Tensor, dims: Sequence[int], known: Shape) -> Tensor:
-        return self.emit("Reshape", [x, self.integers("shape", dims)], known)
-
-    def integers(self, hint: str, values: Sequence[int]) -> Tensor:
-        return self.rewriter.constant(f"{self.name}/{hint}", np.array(values, np.int64))
-
-    def emit(
-        self,
-        op: str,
-        inputs: Sequence[Tensor],
-        shape: Sequence[Dim],
-        attributes: Mapping[str, int | Sequence[int]] | None = None,
-    ) -> Tensor:
-        out = self.rewriter.variable(f"{self.name}/{op}_output", self.conv.weight, tuple(shape))
-        self.last = self.rewriter.add(op, inputs, [out], attributes, near=self.conv.node)
-        return out
 
 
 def _member(kind: type[E], key: str, value: str) -> E:
