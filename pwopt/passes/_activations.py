@@ -329,19 +329,33 @@ def identify(form: Form, algebra: ScalarAlgebra) -> _Found | NearMiss | None:
     return None
 
 
+def readings(
+    region: Region, node: Node, facts: Facts
+) -> Iterator[tuple[Tensor, Reader, _Found | NearMiss | None]]:
+    """*node* as a function of each tensor that its *region* depends on, the nearest first.
+
+    With what read it, and the activation that it is, if any; tensors of which it is no function
+    of a known kind are left out.
+    """
+    for x in region.tensors:
+        algebra = ScalarAlgebra(tolerance(facts.dtype(x)))
+        reader = Reader(facts, x, algebra)
+        try:
+            found = identify(reader.read_node(node), algebra)
+        except NoFormError as error:
+            if error.is_final:
+                return
+            continue
+        yield x, reader, found
+
+
 def named_at(node: Node, facts: Facts) -> Activation | None:
     """The activation that *node* ends, written out; whether it could be raised or not."""
     region = Region.behind(node, facts)
-    for x in region.tensors if region.is_promising else ():
-        algebra = ScalarAlgebra(tolerance(facts.dtype(x)))
-        try:
-            found = identify(Reader(facts, x, algebra).read_node(node), algebra)
-        except NoFormError as error:
-            if error.is_final:
-                break
-            continue
-        if found is not None and not isinstance(found, NearMiss):
-            return found[0]
+    if region.is_promising:
+        for _, _, found in readings(region, node, facts):
+            if found is not None and not isinstance(found, NearMiss):
+                return found[0]
     return None
 
 

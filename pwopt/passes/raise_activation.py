@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pwopt.graph import Constant, Facts, Node, Rewriter, Tensor
-from pwopt.numerics.scalar_form import NoFormError, ScalarAlgebra
 from pwopt.passes._activation_forms import write
-from pwopt.passes._activations import Activation, NearMiss, Reader, Region, identify, tolerance
+from pwopt.passes._activations import Activation, NearMiss, Reader, Region, readings
 from pwopt.passes.contract import Match, Pass, Variant
 from pwopt.remark import Decline, Exactness, Fact
 
@@ -149,13 +148,8 @@ class RaiseActivation(Pass[RaiseActivationMatch]):
             return Decline(self.Why.NO_ACTIVATION)
         match: RaiseActivationMatch | None = None
         declines: list[Decline] = []
-        for x in region.tensors:
-            try:
-                result = self._as_function_of(x, node, facts)
-            except NoFormError as error:
-                if error.is_final:
-                    break
-                continue
+        for x, reader, found in readings(region, node, facts):
+            result = None if found is None else self._judge(x, node, reader, found, facts)
             if isinstance(result, RaiseActivationMatch):
                 match = result
             elif match is not None:
@@ -168,19 +162,20 @@ class RaiseActivation(Pass[RaiseActivationMatch]):
             return min(declines, key=lambda d: _IMPORTANCE.index(d.why.name))
         return Decline(self.Why.NOT_CONSTANT if region.has_overridable else self.Why.NO_ACTIVATION)
 
-    def _as_function_of(
-        self, x: Tensor, node: Node, facts: Facts
-    ) -> RaiseActivationMatch | Decline | None:
-        dtype = facts.dtype(x)
-        algebra = ScalarAlgebra(tolerance(dtype))
-        reader = Reader(facts, x, algebra)
-        found = identify(reader.read_node(node), algebra)
-        if found is None:
-            return None
+    def _judge(
+        self,
+        x: Tensor,
+        node: Node,
+        reader: Reader,
+        found: NearMiss | tuple[Activation, tuple[float, ...]],
+        facts: Facts,
+    ) -> RaiseActivationMatch | Decline:
+        """What becomes of *node*, which is an activation of *x*, or nearly."""
         if isinstance(found, NearMiss):
             facts_: dict[str, Fact] = {"activation": found.activation.value, **found.found}
             return Decline(self.Why.OTHER_CONSTANT, facts_)
         activation, parameters = found
+        dtype = facts.dtype(x)
         named: dict[str, Fact] = {"activation": activation.value}
         if not facts.is_float(x) or dtype is None:
             return Decline(self.Why.ELEMENT_TYPE, {**named, "dtype": str(dtype)})
