@@ -53,6 +53,7 @@ from pwopt.runtime import (
     input_sets,
     resolve,
 )
+from pwopt.runtime.providers import find_provider
 from pwopt.target import Target
 from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
@@ -71,7 +72,7 @@ from pwopt.tuning.workbench import (
     silent,
 )
 
-__all__ = ["Check", "Options", "bisect", "optimize"]
+__all__ = ["Check", "Options", "bisect", "default_passes", "optimize"]
 
 _CAREFUL = Precision(15, 301, 10.0)
 _DISTURBED = 0.02
@@ -178,6 +179,12 @@ def optimize(
     if options.replay is not None:
         options, target = _as_recorded(options, target, options.replay)
     return _Line(source, destination, resolve(target), options, progress).run()
+
+
+def default_passes(target: Target) -> tuple[AnyPass, ...]:
+    """The passes that run for *target* unless others are asked for, as its provider wants them."""
+    own = {p.name: p for p in map(catalogue.parse_spec, find_provider(target.provider).passes)}
+    return tuple(own.get(p.name, p) for p in catalogue.ALL if p.by_default or p.name in own)
 
 
 def bisect(
@@ -382,7 +389,7 @@ class _Line:
             catalogue.find(name)
         chosen = self.options.passes
         if chosen is None:
-            chosen = tuple(p for p in catalogue.ALL if p.by_default)
+            chosen = default_passes(self.target)
         order = [p.name for p in catalogue.ALL]
         wanted = (p for p in chosen if p.name not in skipped)
         return catalogue.split(sorted(wanted, key=lambda p: order.index(p.name)))

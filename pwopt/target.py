@@ -22,6 +22,8 @@ class Target:
             and verifying; the written model keeps them dynamic.
         device: processor or GPU model; filled in by :func:`pwopt.runtime.resolve`.
         ort: ONNX Runtime version; filled in by :func:`pwopt.runtime.resolve`.
+        allow_fallback: accept that the CPU runs what the provider does not, or all of it if the
+            provider does not start; otherwise that is an error.
     """
 
     provider: str = "cpu"
@@ -30,6 +32,7 @@ class Target:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     device: str = ""
     ort: str = ""
+    allow_fallback: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -41,5 +44,6 @@ class Target:
             "input_shapes": {k: list(v) for k, v in sorted(self.input_shapes.items())},
             "device": self.device,
             "ort": self.ort,
+            "allow_fallback": self.allow_fallback,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import io
+import importlib.metadata
 import os
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pwopt.errors import InvalidModelError, PwoptError, RuntimeUnavailableError, UsageError
+from pwopt.runtime.providers import PROVIDERS, Provider, Trouble, find_provider
 from pwopt.target import Target
 
 __all__ = [
@@ -32,6 +31,7 @@ __all__ = [
     "Feeds",
     "Interface",
     "MissingKernelError",
+    "OutOfMemoryError",
     "Outputs",
     "Session",
     "TensorSpec",
@@ -52,9 +52,6 @@ Feeds: TypeAlias = dict[str, Value]
 Outputs: TypeAlias = dict[str, Value]
 """Values by output name, in the order of the model's outputs."""
 
-_PROVIDERS: Final = MappingProxyType(
-    {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-)
 _DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
     {
         "float": np.dtype(np.float32),
@@ -86,12 +83,22 @@ _BITS_OF_RAW_TYPES: Final = MappingProxyType(
 )
 """Element types that ONNX Runtime cannot hand over as numpy arrays."""
 _BFLOAT16_ONNX_TYPE: Final = 16
+_CPU: Final = "CPUExecutionProvider"
+_PACKAGES: Final = ("onnxruntime", "onnxruntime-gpu")
+_RECORDING_OF_RUN: Final = "gpu_graph_id"
+_NO_RECORDING: Final = "-1"
+"""What a run is asked that is neither to be recorded nor replayed."""
+_NESTED_LOCATIONS: Final = 4
 _FATAL_ONLY: Final = 4
 _LONGEST_MESSAGE: Final = 600
 
 
 class ExecutionError(PwoptError):
     """A model that loaded failed to run on the values it was fed."""
+
+
+class OutOfMemoryError(ExecutionError):
+    """The provider's memory does not hold the model or a value of it."""
 
 
 class UntestableError(PwoptError):
@@ -173,18 +180,21 @@ def resolve(target: Target) -> Target:
     """Check that *target* can be used here, and fill in its device and runtime version.
 
     Raises:
-        UsageError: the provider is unknown or the number of threads negative.
+        UsageError: the provider is unknown, it has no such option, or the number of threads is
+            negative.
         RuntimeUnavailableError: no runtime is installed, or it lacks the provider.
     """
-    provider_name = _provider_name(target)
+    provider = find_provider(target.provider)
     if target.threads < 0:
         raise UsageError(
             f"{target.threads} threads are impossible; give 1 or more, or 0 for the default."
         )
+    checked = replace(target, provider_options=provider.checked_options(target.provider_options))
     ort = load_onnxruntime()
-    _require_available(ort, provider_name)
-    device = _cpu_description() if target.provider == "cpu" else _gpu_description(target)
-    return replace(target, device=device, ort=str(ort.__version__))
+    if not target.allow_fallback:
+        _require_available(ort, provider)
+    provider.prepare(ort)
+    return replace(checked, device=provider.describe(checked), ort=str(ort.__version__))
 
 
 def reference_target(target: Target) -> Target:
@@ -195,13 +205,15 @@ def reference_target(target: Target) -> Target:
 
 
 def verification_target(target: Target) -> Target:
-    """*target* set up for correctness instead of speed: on CUDA without TF32.
+    """*target* set up for correctness instead of speed: on CUDA without TF32 or a recorded run.
 
     TF32 keeps 10 bits of mantissa; no fp32 tolerance would hold with it.
     """
-    if target.provider != "cuda":
-        return target
-    return replace(target, provider_options={**target.provider_options, "use_tf32": "0"})
+    provider = find_provider(target.provider)
+    options = {**target.provider_options, **provider.exact_options}
+    if provider.capture_option is not None:
+        options.pop(provider.capture_option, None)
+    return replace(target, provider_options=options)
 
 
 class Session:
@@ -220,6 +232,7 @@ class Session:
         self, session: Any, path: Path, target: Target, *, optimized: bool, load_seconds: float
     ) -> None:
         self._session = session
+        self._provider = find_provider(target.provider)
         self.path = path
         self.target = target
         self.optimized = optimized
@@ -272,6 +285,98 @@ class Session:
 
         return guarded
 
+    def timed_runner(self, feeds: Mapping[str, Value]) -> Callable[[], object]:
+        """What to time: as :meth:`runner`, without copies to and from the provider's memory.
+
+        Raises:
+            UsageError: a name or dtype is not the model's.
+            ExecutionError: (also by the function) the model fails on these values.
+        """
+        return self.bound_runner(feeds) if self._provider.has_memory else self.runner(feeds)
+
+    def bound_runner(self, feeds: Mapping[str, Value]) -> Callable[[], object]:
+        """As :meth:`runner`, with inputs and outputs in buffers of the provider's memory.
+
+        The buffers stay the same, which a run that is recorded and replayed needs. The function
+        returns when the outputs are there. Values that cannot be bound (strings, sequences, maps)
+        make it a plain runner.
+
+        Raises:
+            UsageError: a name or dtype is not the model's.
+            ExecutionError: (also by the function) the model fails on these values.
+        """
+        session = self._live()
+        self._check_names(feeds)
+        arrays = self._bindable(feeds)
+        if arrays is None:
+            return self.runner(feeds)
+        ort = load_onnxruntime()
+        place = self._place
+        unrecorded = ort.RunOptions()
+        if self._provider.captures(self.target.provider_options):
+            unrecorded.add_run_config_entry(_RECORDING_OF_RUN, _NO_RECORDING)
+        with self._readable_failures():
+            binding = session.io_binding()
+            for name, array in arrays.items():
+                value = ort.OrtValue.ortvalue_from_numpy(array, *place)
+                binding.bind_ortvalue_input(name, value)
+            for spec in self.interface.outputs:
+                binding.bind_output(spec.name, *place)
+            binding.synchronize_inputs()
+            # Once without a recording, to learn the shapes of the outputs and keep their buffers.
+            session.run_with_iobinding(binding, unrecorded)
+            for spec, value in zip(self.interface.outputs, binding.get_outputs(), strict=True):
+                binding.bind_ortvalue_output(spec.name, value)
+
+        def run() -> object:
+            with self._readable_failures():
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+            return binding
+
+        return run
+
+    def copiers(
+        self, feeds: Mapping[str, Value]
+    ) -> tuple[Callable[[], object], Callable[[], object]] | None:
+        """Functions that copy all inputs to the provider's memory, and all outputs back.
+
+        ``None`` if there is nothing that could be bound there.
+
+        Raises:
+            UsageError: a name or dtype is not the model's.
+            ExecutionError: the model fails on these values.
+        """
+        self._check_names(feeds)
+        arrays = self._bindable(feeds)
+        if arrays is None:
+            return None
+        ort = load_onnxruntime()
+        binding = self.bound_runner(feeds)()
+        pairs = [(ort.OrtValue.ortvalue_from_numpy(a, *self._place), a) for a in arrays.values()]
+        outputs = binding.get_outputs()  # type: ignore[attr-defined]
+        return (
+            lambda: [value.update_inplace(array) for value, array in pairs],
+            lambda: [value.numpy() for value in outputs],
+        )
+
+    @property
+    def _place(self) -> tuple[str, int]:
+        """Device type and number, as ONNX Runtime's values take them."""
+        index = int(self.target.provider_options.get("device_id", "0"))
+        return self._provider.device_type, index
+
+    def _bindable(self, feeds: Mapping[str, Value]) -> dict[str, npt.NDArray[Any]] | None:
+        """*feeds* as arrays; ``None`` if they or the outputs cannot be bound."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for name, value in feeds.items():
+            spec = self._accepted[name]
+            fed = _fed(spec, value)
+            if not _is_plain(spec) or not isinstance(fed, np.ndarray):
+                return None
+            arrays[name] = fed
+        return arrays if all(map(_is_plain, self.interface.outputs)) else None
+
     def end_profiling(self) -> Path:
         """Write the profile of a session opened with ``profile_to``; return where it lies."""
         return Path(self._live().end_profiling())
@@ -308,6 +413,9 @@ class Session:
         try:
             yield
         except Exception as error:  # ONNX Runtime's exceptions share no base class
+            advised = _advised(self._provider, self.path, error)
+            if advised is not None:
+                raise advised from error
             raise ExecutionError(f"{self.path.name}: {readable_error(error)}") from error
 
 
@@ -317,52 +425,51 @@ def open_session(
     *,
     optimized: bool = True,
     profile_to: Path | None = None,
-    allow_fallback: bool = False,
 ) -> Session:
     """Load the model at *path* for *target*.
 
     Args:
         path: the model file.
-        target: provider, provider options and threads are taken from it.
+        target: provider, provider options, threads, and whether the CPU may stand in for a
+            provider that does not start.
         optimized: all of ONNX Runtime's graph optimizations, or none.
         profile_to: path prefix of a profile to record; see :meth:`Session.end_profiling`.
-        allow_fallback: accept that ONNX Runtime uses the CPU when the provider does not start.
 
     Raises:
         UsageError: unknown provider or provider option.
         InvalidModelError: the file is missing or is no model that ONNX Runtime accepts.
         MissingKernelError: the runtime has no kernel for one of its nodes.
+        OutOfMemoryError: the model is too large for the provider's memory.
         RuntimeUnavailableError: no runtime, or the provider is missing or does not start.
     """
-    provider_name = _provider_name(target)
+    provider = find_provider(target.provider)
+    checked = provider.checked_options(target.provider_options)
     ort = load_onnxruntime()
-    if not allow_fallback:
-        _require_available(ort, provider_name)
+    if not target.allow_fallback:
+        _require_available(ort, provider)
     if not path.is_file():
         raise InvalidModelError(f"{path} does not exist or is not a file.")
-    if target.provider == "cuda":
-        _preload_cuda(ort)
+    provider.prepare(ort)
     options = _session_options(ort, target, optimized=optimized, profile_to=profile_to)
-    providers: list[Any] = [(provider_name, dict(target.provider_options))]
+    providers: list[Any] = [(provider.runtime_name, checked)]
     if target.provider != "cpu":
-        providers.append("CPUExecutionProvider")
-    if allow_fallback:
+        providers.append(_CPU)
+    if target.allow_fallback:
         available = ort.get_available_providers()
         providers = [p for p in providers if (p if isinstance(p, str) else p[0]) in available]
     start = time.perf_counter()
     try:
         session = ort.InferenceSession(
-            os.fspath(path), options, providers=providers, enable_fallback=int(allow_fallback)
+            os.fspath(path),
+            options,
+            providers=providers,
+            enable_fallback=int(target.allow_fallback),
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise _load_failure(path, error) from error
+        raise _load_failure(provider, path, error) from error
     load_seconds = time.perf_counter() - start
-    if provider_name not in session.get_providers() and not allow_fallback:
-        raise RuntimeUnavailableError(
-            f"{provider_name} is installed, but did not start (running: "
-            f"{_short(session.get_providers())}). Check its driver and libraries, "
-            "or pass --provider cpu."
-        )
+    if provider.runtime_name not in session.get_providers() and not target.allow_fallback:
+        raise _not_started(ort, provider, session.get_providers())
     return Session(session, path, target, optimized=optimized, load_seconds=load_seconds)
 
 
@@ -391,11 +498,14 @@ def readable_error(error: BaseException) -> str:
 
 def _without_source_location(text: str) -> str:
     """Drop ``/onnxruntime_src/file.cc:12 void ns::function(args) const`` wherever it stands."""
-    match = re.search(r"\S*/\S*\.(?:h|cc|cpp|cu|cuh):\d+ ", text)
-    if not match:
-        return text
-    end = _signature_end(text, match.end())
-    return text[: match.start()] + text[end:].lstrip()
+    text = re.sub(r" ; GPU=-?\d+ ; hostname=.*$", "", text)
+    for _ in range(_NESTED_LOCATIONS):
+        match = re.search(r"\S*/\S*\.(?:h|cc|cpp|cu|cuh):\d+ ", text)
+        if not match:
+            break
+        end = _signature_end(text, match.end())
+        text = text[: match.start()] + text[end:].lstrip()
+    return text
 
 
 def _signature_end(text: str, start: int) -> int:
@@ -419,13 +529,41 @@ def _signature_end(text: str, start: int) -> int:
     return start
 
 
-def _load_failure(path: Path, error: Exception) -> PwoptError:
+def _load_failure(provider: Provider, path: Path, error: Exception) -> PwoptError:
+    advised = _advised(provider, path, error)
+    if advised is not None:
+        return advised
     reason = readable_error(error)
     if type(error).__name__ == "NotImplemented":
         return MissingKernelError(f"{path.name}: ONNX Runtime cannot run it: {reason}")
     if "provider option" in reason.lower():
         return UsageError(f"A provider option was refused: {reason}")
     return InvalidModelError(f"{path.name}: {reason}")
+
+
+def _advised(provider: Provider, path: Path, error: Exception) -> PwoptError | None:
+    """*error* with what the provider advises against it, if it does."""
+    found = provider.remedy(" ".join(str(error).split()))
+    if found is None:
+        return None
+    problem, remedy = found
+    if remedy.trouble is Trouble.SETUP:
+        return RuntimeUnavailableError(f"{provider.runtime_name}: {problem}. {remedy.advice}")
+    kind = OutOfMemoryError if remedy.trouble is Trouble.MEMORY else UsageError
+    return kind(f"{path.name}: {problem}. {remedy.advice}")
+
+
+def _not_started(ort: ModuleType, provider: Provider, running: list[str]) -> PwoptError:
+    """The runtime only logs why; the provider is asked."""
+    reason = provider.diagnose(ort)
+    found = None if reason is None else provider.remedy(reason)
+    advice = "Check its driver and libraries, or pass --provider cpu."
+    if found is not None:
+        reason, advice = found[0], found[1].advice
+    says = f": {reason}" if reason else f" (running: {_short(running)})"
+    return RuntimeUnavailableError(
+        f"{provider.runtime_name} is installed, but did not start{says}. {advice}"
+    )
 
 
 def _session_options(
@@ -447,22 +585,35 @@ def _session_options(
     return options
 
 
-def _provider_name(target: Target) -> str:
-    if target.provider not in _PROVIDERS:
-        raise UsageError(
-            f"Provider '{target.provider}' is unknown; choose {' or '.join(_PROVIDERS)}."
-        )
-    return _PROVIDERS[target.provider]
-
-
-def _require_available(ort: ModuleType, provider_name: str) -> None:
-    available = [name for name in ort.get_available_providers() if name in _PROVIDERS.values()]
-    if provider_name in available:
+def _require_available(ort: ModuleType, provider: Provider) -> None:
+    names = {p.runtime_name for p in PROVIDERS.values()}
+    available = [name for name in ort.get_available_providers() if name in names]
+    if provider.runtime_name in available:
         return
+    advice = f"Install {provider.extra}, or pass --provider cpu."
+    twice = _installed_twice()
+    if twice:
+        advice = (
+            f"{' and '.join(twice)} are both installed and overwrite each other: uninstall them,"
+            f" then install {provider.extra}; or pass --provider cpu."
+        )
     raise RuntimeUnavailableError(
-        f"{provider_name} is not available (available: {_short(available)}). "
-        "Install pwopt[gpu], or pass --provider cpu."
+        f"{provider.runtime_name} is not available (available: {_short(available)}). {advice}"
     )
+
+
+def _installed_twice() -> tuple[str, ...]:
+    """Packages that bring the same runtime, if there is more than one."""
+    found = tuple(name for name in _PACKAGES if _is_installed(name))
+    return found if len(found) > 1 else ()
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _short(provider_names: list[str]) -> str:
@@ -476,15 +627,6 @@ def _broken_runtime(reason: object) -> str:
     )
 
 
-def _preload_cuda(ort: ModuleType) -> None:
-    """Let ONNX Runtime find CUDA and cuDNN in Python packages; failures show at session start."""
-    preload = getattr(ort, "preload_dlls", None)
-    if preload is None:
-        return
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-        preload()
-
-
 def _specs(arguments: list[Any]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(a.name, a.type, tuple(map(_size, a.shape))) for a in arguments)
 
@@ -493,6 +635,15 @@ def _size(size: object) -> int | str | None:
     if isinstance(size, int):
         return size if size >= 0 else None
     return str(size) if size else None
+
+
+def _is_plain(spec: TensorSpec) -> bool:
+    """Whether its values are tensors of numbers that numpy has a type for."""
+    return (
+        spec.dtype is not None
+        and spec.dtype != np.dtype(np.object_)
+        and spec.element not in _BITS_OF_RAW_TYPES
+    )
 
 
 def _quoted(names: list[str]) -> str:
@@ -547,48 +698,3 @@ def _value(value: Any) -> Value:
         return codes.reshape(shape) if bits == 8 else codes
     widened = np.frombuffer(raw, np.uint16).astype(np.uint32) << np.uint32(16)
     return widened.view(np.float32).reshape(shape)
-
-
-def _cpu_description() -> str:
-    """Model name, cores this process may use, and widest vector instructions."""
-    name, vectors = _cpu_from_cpuinfo(_cpuinfo())
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    parts = [name or _cpu_name_of_system(), f"{cores} core{'s' if cores > 1 else ''}", vectors]
-    return ", ".join(part for part in parts if part)
-
-
-def _cpuinfo() -> str:
-    with contextlib.suppress(OSError):
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    return ""
-
-
-def _cpu_from_cpuinfo(text: str) -> tuple[str, str]:
-    """Model name and widest vector instructions from Linux' ``/proc/cpuinfo``; ``""`` if absent."""
-    fields = dict(re.findall(r"^([^\t:]+?)\s*:\s*(.*)$", text, flags=re.MULTILINE))
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    families = {
-        "amx_tile": "AMX",
-        "avx512f": "AVX-512",
-        "avx2": "AVX2",
-        "avx": "AVX",
-        "sve": "SVE",
-        "asimd": "NEON",
-    }
-    vectors = next((label for flag, label in families.items() if flag in flags), "")
-    return fields.get("model name", "").strip(), vectors
-
-
-def _cpu_name_of_system() -> str:
-    if platform.system() == "Darwin":
-        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            return subprocess.run(
-                command, capture_output=True, text=True, check=True, timeout=5
-            ).stdout.strip()
-    return platform.processor() or platform.machine()
-
-
-def _gpu_description(target: Target) -> str:
-    return f"CUDA device {target.provider_options.get('device_id', '0')}"

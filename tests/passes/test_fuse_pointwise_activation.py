@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pwopt.passes.fuse_pointwise_activation import FusePointwiseActivation
+from pwopt.passes.fuse_pointwise_activation import FusePointwiseActivation, GemmForm
 from tests.passes import harness
 
 Why = FusePointwiseActivation.Why
-ANY = FusePointwiseActivation(relu_only=False, gemm=True)
+ANY = FusePointwiseActivation(relu_only=False, gemm=GemmForm.FUSED_GEMM)
+AS_CONV = FusePointwiseActivation(gemm=GemmForm.FUSED_CONV)
 Dims = tuple[int | str | None, ...]
 ACTIVATIONS: dict[str, dict[str, float]] = {
     "Relu": {},
@@ -131,8 +132,18 @@ def test_residual_sum(first: bool, bias: bool) -> None:
     before = Draft(residual=(2, 4, 6, 6), residual_first=first, bias=bias).model()
     after = fuse(before, FusePointwiseActivation())
     (node,) = after.model.graph.node
-    assert list(node.input) == ["x", "w", "b" if bias else "", "z"]
+    assert [*node.input[:2], node.input[3]] == ["x", "w", "z"]
     check(before, after.model)
+
+
+def test_a_residual_brings_a_bias_along() -> None:
+    # The CUDA kernel reads the bias, and adds Z, only if there is one (nn/conv.cc).
+    after = fuse(Draft(residual=(2, 4, 6, 6), bias=False).model(), FusePointwiseActivation())
+    (node,) = after.model.graph.node
+    (bias,) = [t for t in after.model.graph.initializer if t.name == node.input[2]]
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(bias), np.zeros(4, np.float32))
+    after = fuse(Draft(bias=False).model(), FusePointwiseActivation())
+    assert list(after.model.graph.node[0].input) == ["x", "w"]
 
 
 @pytest.mark.parametrize("name", ["Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"])
@@ -188,6 +199,72 @@ def test_it_is_off_unless_asked_for() -> None:
     assert FusePointwiseActivation().spec() == "fuse-pointwise-activation"
 
 
+# -- Gemm as a convolution -------------------------------------------------------------------------
+
+
+def dense(
+    *,
+    bias: tuple[int, ...] | None = (4,),
+    trans_a: bool = False,
+    trans_b: bool = False,
+    rows: int | str = 3,
+    opset: int = 17,
+    variable: bool = False,
+    activation: str = "Relu",
+) -> onnx.ModelProto:
+    """Gemm -> Relu."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((4, 5) if trans_b else (5, 4)).astype(np.float32)}
+    operands = ["x", "w"]
+    if bias is not None:
+        weights["b"] = rng.standard_normal(bias).astype(np.float32)
+        operands.append("b")
+    attrs = {"alpha": 0.5, "beta": 2.0, "transA": int(trans_a), "transB": int(trans_b)}
+    nodes = [
+        harness.node("Gemm", operands, ["g"], **attrs),
+        harness.node(activation, ["g"], ["y"]),
+    ]
+    inputs: dict[str, Dims] = {"x": (5, rows) if trans_a else (rows, 5)}
+    if variable:
+        inputs["w"] = weights.pop("w").shape
+    return harness.model(nodes, inputs, {"y": (rows, 4)}, weights, opset=opset)
+
+
+@pytest.mark.parametrize("bias", [None, (4,), (1, 4), (1,), ()], ids=str)
+@pytest.mark.parametrize("trans_b", [True, False])
+def test_gemm_as_a_convolution_of_one_pixel(bias: tuple[int, ...] | None, trans_b: bool) -> None:
+    before = dense(bias=bias, trans_b=trans_b, opset=11)
+    after = fuse(before, AS_CONV)
+    assert after.ops == ["Reshape", "FusedConv", "Reshape"]
+    assert attributes(after.model.graph.node[1]) == {"activation": b"Relu", "kernel_shape": [1, 1]}
+    check(before, after.model)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 13, 22])
+def test_gemm_of_any_number_of_rows(opset: int) -> None:
+    before = dense(rows="N", opset=opset)
+    after = fuse(before, AS_CONV)
+    assert after.ops == ["Reshape", "FusedConv", "Reshape"]
+    for rows in (1, 7):
+        check(before, after.model, N=rows)
+
+
+@pytest.mark.parametrize("case", [{"variable": True}, {"bias": (3, 4)}, {"bias": (3, 1)}], ids=str)
+def test_gemm_that_is_no_convolution_declines(case: dict[str, Any]) -> None:
+    assert fuse(dense(**case), AS_CONV).reasons == {Why.GEMM_IS_NO_CONV.value}
+
+
+def test_gemm_as_a_convolution_takes_what_the_convolution_takes() -> None:
+    case = dense(activation="Elu")
+    assert fuse(case, AS_CONV).reasons == {Why.ACTIVATION_NOT_FUSABLE.value}
+    case = dense(activation="Sigmoid")
+    assert fuse(case, AS_CONV).reasons == {Why.ACTIVATION_NOT_FUSABLE.value}
+    any_ = FusePointwiseActivation(relu_only=False, gemm=GemmForm.FUSED_CONV)
+    check(case, fuse(case, any_).model)
+    clipped = Draft("Gemm", activation="LeakyRelu", attrs={"alpha": 0.3}).model()
+    check(clipped, fuse(clipped, any_).model)
+
+
 # -- reasons to decline ----------------------------------------------------------------------------
 
 
@@ -198,7 +275,9 @@ class Declined:
     proto: Callable[[], onnx.ModelProto]
     facts: dict[str, Any] = field(default_factory=dict)
     overridable: bool = False
-    options: dict[str, bool] = field(default_factory=lambda: {"relu_only": False, "gemm": True})
+    options: dict[str, Any] = field(
+        default_factory=lambda: {"relu_only": False, "gemm": GemmForm.FUSED_GEMM}
+    )
 
 
 def two_readers() -> onnx.ModelProto:
@@ -228,6 +307,9 @@ DECLINED = {
     ),
     Why.ELEMENT_TYPE: Declined(lambda: Draft(dtype=np.float16).model(), {"dtype": "float16"}),
     Why.NOT_ASKED_FOR: Declined(lambda: Draft("Gemm").model(), {"option": "gemm"}, options={}),
+    Why.GEMM_IS_NO_CONV: Declined(
+        lambda: dense(trans_a=True), options={"gemm": GemmForm.FUSED_CONV}
+    ),
     Why.OP_NOT_IN_OPSET: Declined(lambda: Draft(opset=6).model(), {"since": 7, "opset": 6}),
 }
 

@@ -24,48 +24,13 @@ from pwopt.runtime import (
     resolve,
     verification_target,
 )
-from pwopt.runtime.session import _cpu_from_cpuinfo, _specs, readable_error
+from pwopt.runtime.providers.cpu import cpu_from_cpuinfo
+from pwopt.runtime.session import _specs, readable_error
 from pwopt.target import Target
+from tests.runtime.fake_runtime import fake_runtime
 from tests.runtime.textual import RELU, write
 
 CPU = Target(threads=1)
-
-
-class FakeOptions:
-    def __init__(self) -> None:
-        self.entries: dict[str, str] = {}
-
-    def add_session_config_entry(self, key: str, value: str) -> None:
-        self.entries[key] = value
-
-
-def fake_runtime(
-    monkeypatch: pytest.MonkeyPatch, available: list[str], started: list[str]
-) -> list[Any]:
-    """A runtime with *available* providers whose sessions start with the *started* ones."""
-    opened: list[Any] = []
-
-    def session(path: str, options: object, *, providers: list[Any], enable_fallback: int) -> Any:
-        opened.append(
-            SimpleNamespace(options=options, providers=providers, fallback=enable_fallback)
-        )
-        return SimpleNamespace(
-            get_providers=lambda: started,
-            get_inputs=list,
-            get_outputs=list,
-            get_overridable_initializers=list,
-        )
-
-    fake = SimpleNamespace(
-        __version__="9.9",
-        InferenceSession=session,
-        SessionOptions=FakeOptions,
-        GraphOptimizationLevel=onnxruntime.GraphOptimizationLevel,
-        ExecutionMode=onnxruntime.ExecutionMode,
-        get_available_providers=lambda: available,
-    )
-    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-    return opened
 
 
 def test_importing_pwopt_runtime_loads_neither_runtime_nor_scipy() -> None:
@@ -145,10 +110,12 @@ def test_silent_fallback_to_the_cpu_is_refused(
     path = write(tmp_path, RELU)
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     opened = fake_runtime(monkeypatch, both, ["CPUExecutionProvider"])
-    with pytest.raises(RuntimeUnavailableError, match=r"did not start \(running: CPU\)"):
+    with pytest.raises(
+        RuntimeUnavailableError, match=r"CUDAExecutionProvider is installed, but did not start"
+    ):
         open_session(path, Target(provider="cuda"))
     assert opened[0].fallback == 0
-    session = open_session(path, Target(provider="cuda"), allow_fallback=True)
+    session = open_session(path, Target(provider="cuda", allow_fallback=True))
     assert session.providers == ("CPUExecutionProvider",)
 
 
@@ -419,6 +386,6 @@ def test_readable_error_survives_the_unexpected() -> None:
 
 def test_cpu_description_reads_linux_fields() -> None:
     text = "processor\t: 0\nmodel name\t: Fast CPU 9000\nflags\t\t: fpu avx avx2 avx512f\n"
-    assert _cpu_from_cpuinfo(text) == ("Fast CPU 9000", "AVX-512")
-    assert _cpu_from_cpuinfo("processor\t: 0\nFeatures\t: fp asimd\n") == ("", "NEON")
-    assert _cpu_from_cpuinfo("") == ("", "")
+    assert cpu_from_cpuinfo(text) == ("Fast CPU 9000", "AVX-512")
+    assert cpu_from_cpuinfo("processor\t: 0\nFeatures\t: fp asimd\n") == ("", "NEON")
+    assert cpu_from_cpuinfo("") == ("", "")
