@@ -80,9 +80,16 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
         provider_options: tuple[tuple[str, str], ...],
         threads: int,
         input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+        allow_fallback: bool,
         **others: Any,
     ) -> None:
-        target = Target(provider, threads, dict(provider_options), dict(input_shapes))
+        target = Target(
+            provider,
+            threads,
+            dict(provider_options),
+            dict(input_shapes),
+            allow_fallback=allow_fallback,
+        )
         command(*args, target=target, **others)
 
     described: Callable[..., None] = wrapper
@@ -93,6 +100,11 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
             type=ShapeParam(),
             multiple=True,
             help="Fix dynamic dimensions for measuring; a written model keeps them.",
+        ),
+        click.option(
+            "--allow-fallback",
+            is_flag=True,
+            help="Accept that the CPU runs what the provider does not; it is listed.",
         ),
         click.option(
             "--threads",

@@ -36,10 +36,12 @@ from pwopt.graph import (
 )
 from pwopt.remark import Kind, Remark, Tally, Verdict
 from pwopt.result import (
+    CoarseFigures,
     CostChange,
     ErrorFigures,
     LatencyFigures,
     ModelFile,
+    PlacementFigures,
     Recipe,
     Report,
     Script,
@@ -47,6 +49,8 @@ from pwopt.result import (
 )
 from pwopt.runtime import (
     Comparison,
+    Copies,
+    Placement,
     Reference,
     UntestableError,
     Verification,
@@ -475,15 +479,19 @@ class _Line:
         """Put the winner in place, built again unless it is the latest build, and its remarks."""
         self.progress("writing", None)
         if found.build is None:
+            coarse = self._coarse(bench, self.original)
             return _Final(
                 self._published(self.original),
                 self.opset_before,
                 self.before,
                 tuple(_overruled(bench, found.rulings)),
                 None,
+                None if bench.reference is None else bench.reference.placement,
+                coarse,
             )
         build = bench.build(found.build.rulings)
         verification = bench.verify(build)
+        coarse = self._coarse(bench, build.written)  # while the original is still there
         model = bench.driver.model
         written = self._published(build.written)
         return _Final(
@@ -492,7 +500,20 @@ class _Line:
             self._totals(model, written.size_bytes),
             tuple(_annotated(r, build.rulings) for r in build.remarks),
             verification,
+            None if verification is None else verification.placement,
+            coarse,
+            None if found.comparison is None else bench.copies(),
         )
+
+    def _coarse(self, bench: Workbench, written: Written) -> CoarseFigures | None:
+        """How far original and *written* deviate as timed, if the device cuts corners then."""
+        provider, reference = find_provider(self.target.provider), bench.reference
+        if reference is None or not provider.is_coarse(self.target.provider_options):
+            return None
+        original = reference.deviation(self.original.path, self.target)
+        same = written.sha256 == self.original.sha256
+        optimized = original if same else reference.deviation(written.path, self.target)
+        return CoarseFigures(provider.coarse, original, optimized)
 
     def _published(self, model: Written) -> Written:
         """Put the winner in place, the very file that was verified and timed; not in a dry run."""
@@ -529,8 +550,8 @@ class _Line:
                 final.written.size_bytes,
             ),
             target=self.target,
-            latency=_latency(found.comparison) if found.build is not None else None,
-            error=_error(final.verification, inputs),
+            latency=_latency(found.comparison, final.copies) if found.build is not None else None,
+            error=_error(final, inputs),
             cost=CostChange(self.before, final.totals),
             recipe=Recipe(
                 tuple(p.spec() for part in self._selected() for p in part),
@@ -542,6 +563,7 @@ class _Line:
             seconds={**self.stages.seconds, "total": time.perf_counter() - self.start},
             stop_reason=found.reason,
             notes=tuple(self.notes),
+            placement=_placement(final.placement),
         )
 
 
@@ -554,6 +576,9 @@ class _Final:
     totals: Totals
     remarks: tuple[Remark, ...]
     verification: Verification | None
+    placement: Placement | None = None
+    coarse: CoarseFigures | None = None
+    copies: Copies | None = None
 
 
 def _is_wrong(bench: Workbench, build: Build) -> bool:
@@ -589,26 +614,39 @@ def _ends_early_on_interrupt(bench: Workbench) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _latency(comparison: Comparison | None) -> LatencyFigures | None:
+def _latency(comparison: Comparison | None, copies: Copies | None) -> LatencyFigures | None:
     if comparison is None:
         return None
+    copies_ms = None if copies is None else (copies.to_device_ms, copies.to_host_ms)
     return LatencyFigures(
         comparison.baseline.median_ms,
         comparison.candidate.median_ms,
         comparison.speedup,
         comparison.ci95,
         comparison.pairs,
+        copies_ms,
     )
 
 
-def _error(verification: Verification | None, inputs: int) -> ErrorFigures:
+def _error(final: _Final, inputs: int) -> ErrorFigures:
     """The deviation of what was written; an untouched original has none."""
+    verification = final.verification
     if verification is None:
-        return ErrorFigures(0.0, 0.0, inputs)
+        return ErrorFigures(0.0, 0.0, inputs, coarse=final.coarse)
     untested = tuple(f"{o.name}: {o.why}" for o in verification.outputs if not o.tested)
     return ErrorFigures(
-        verification.max_relative, verification.tolerance, verification.inputs, untested
+        verification.max_relative,
+        verification.tolerance,
+        verification.inputs,
+        untested,
+        final.coarse,
     )
+
+
+def _placement(placement: Placement | None) -> PlacementFigures | None:
+    if placement is None:
+        return None
+    return PlacementFigures(placement.nodes, tuple(map(str, placement.fallen)), placement.copies)
 
 
 def _annotated(remark: Remark, rulings: Rulings) -> Remark:

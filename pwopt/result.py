@@ -10,10 +10,12 @@ from pwopt.remark import Remark, Tally
 from pwopt.target import Target
 
 __all__ = [
+    "CoarseFigures",
     "CostChange",
     "ErrorFigures",
     "LatencyFigures",
     "ModelFile",
+    "PlacementFigures",
     "Recipe",
     "Report",
     "Script",
@@ -33,13 +35,32 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class LatencyFigures:
-    """A paired comparison in one process: medians in ms, the median ratio and its 95% interval."""
+    """A paired comparison in one process: medians in ms, the median ratio and its 95% interval.
+
+    On a device without the copies of inputs and outputs, which take ``copies_ms`` (to it, back).
+    """
 
     baseline_ms: float
     optimized_ms: float
     speedup: float
     ci95: tuple[float, float]
     pairs: int
+    copies_ms: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class CoarseFigures:
+    """Largest deviations where the device computes less precisely than it could, as when timed.
+
+    Attributes:
+        name: of what it computes with instead, such as ``"TF32"``.
+        original: of the original model.
+        optimized: of what was written.
+    """
+
+    name: str
+    original: float
+    optimized: float
 
 
 @dataclass(frozen=True)
@@ -47,13 +68,30 @@ class ErrorFigures:
     """Largest deviation of any output, relative to that output's largest magnitude.
 
     ``max_relative`` is ``None`` when nothing could be compared; ``untested`` then says why, and
-    otherwise names outputs whose comparison proves nothing.
+    otherwise names outputs whose comparison proves nothing. It is that of a run as precise as the
+    device can; ``coarse`` has that of a run as timed, where it is another one.
     """
 
     max_relative: float | None
     tolerance: float
     inputs: int
     untested: tuple[str, ...] = ()
+    coarse: CoarseFigures | None = None
+
+
+@dataclass(frozen=True)
+class PlacementFigures:
+    """Where the nodes of what was written run, on a device.
+
+    Attributes:
+        nodes: number of nodes by execution provider.
+        fallback: nodes that compute elsewhere than on the device.
+        copies: nodes that the runtime added to copy values between memories.
+    """
+
+    nodes: Mapping[str, int]
+    fallback: tuple[str, ...]
+    copies: int
 
 
 @dataclass(frozen=True)
@@ -119,6 +157,7 @@ class Report:
         seconds: wall-clock seconds per stage, with their sum as ``total``.
         stop_reason: why the search ended, in words.
         notes: things the user should know, each a sentence.
+        placement: which provider runs which nodes; ``None`` on the CPU.
     """
 
     pwopt: str
@@ -134,3 +173,4 @@ class Report:
     seconds: Mapping[str, float]
     stop_reason: str
     notes: tuple[str, ...] = ()
+    placement: PlacementFigures | None = None

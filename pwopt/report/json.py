@@ -43,6 +43,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "seconds": {k: round(v, 3) for k, v in report.seconds.items()},
         "stop_reason": report.stop_reason,
         "notes": list(report.notes),
+        "placement": None if report.placement is None else asdict(report.placement),
     }
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pwopt.cost import ModelCost, NodeCost
 from pwopt.remark import Kind, Remark, Tally
-from pwopt.result import LatencyFigures, Report
+from pwopt.result import LatencyFigures, PlacementFigures, Report
 from pwopt.runtime import Comparison, Latency, Verification
 
 __all__ = [
@@ -73,6 +73,8 @@ def _summary(report: Report) -> Table:
     table.add_row("target", f"{place}, ONNX Runtime {target.ort}")
     table.add_row("latency", _latency_text(report.latency))
     table.add_row("error", _error_text(report))
+    if report.placement is not None:
+        table.add_row("ran on", _placement_text(report.placement))
     before, after = report.cost.before, report.cost.after
     table.add_row("parameters", _change(before.params, after.params, ""))
     table.add_row("MACs", _change(before.macs, after.macs, ""))
@@ -90,7 +92,25 @@ def _latency_text(latency: LatencyFigures | None) -> str:
     return (
         f"{latency.baseline_ms:.3g} ms -> {latency.optimized_ms:.3g} ms:"
         f" {latency.speedup:.3f}x [{low:.3f}, {high:.3f}], {latency.pairs} pairs"
+        + _copies_text(latency.copies_ms)
     )
+
+
+def _copies_text(copies_ms: tuple[float, float] | None) -> str:
+    if copies_ms is None:
+        return ""
+    to_device, to_host = copies_ms
+    return f"; copies not counted: {to_device:.2g} ms to the device, {to_host:.2g} ms back"
+
+
+def _placement_text(placement: PlacementFigures) -> str:
+    counts = (f"{provider}: {count} nodes" for provider, count in placement.nodes.items())
+    text = ", ".join(counts)
+    if placement.copies:
+        text += f", of which {placement.copies} copy between memories"
+    if placement.fallback:
+        text += f"; not on the device: {', '.join(placement.fallback)}"
+    return text
 
 
 def _error_text(report: Report) -> str:
@@ -99,6 +119,9 @@ def _error_text(report: Report) -> str:
         return "not compared"
     text = f"{error.max_relative:.2g} of scale (tolerance {error.tolerance:.2g})"
     text += f", {error.inputs} inputs"
+    if error.coarse is not None:
+        coarse = error.coarse
+        text += f"; {coarse.optimized:.2g} with {coarse.name} (the original: {coarse.original:.2g})"
     if error.untested:
         text += f"; proves nothing for {', '.join(error.untested)}"
     return text

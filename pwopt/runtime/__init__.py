@@ -13,7 +13,16 @@ from pwopt.runtime.inputs import (
     load_inputs,
     make_inputs,
 )
-from pwopt.runtime.measure import Comparison, Latency, compare, measure, median_interval
+from pwopt.runtime.measure import (
+    Comparison,
+    Copies,
+    Latency,
+    compare,
+    measure,
+    measure_copies,
+    median_interval,
+)
+from pwopt.runtime.placement import PlacedNode, Placement
 from pwopt.runtime.profile import NodeTime, Profile, profile
 from pwopt.runtime.session import (
     ExecutionError,
@@ -41,6 +50,7 @@ from pwopt.runtime.verify import (
 
 __all__ = [
     "Comparison",
+    "Copies",
     "ExecutionError",
     "Feeds",
     "Interface",
@@ -50,6 +60,8 @@ __all__ = [
     "OutOfMemoryError",
     "OutputDeviation",
     "Outputs",
+    "PlacedNode",
+    "Placement",
     "Profile",
     "Reference",
     "Session",
@@ -67,6 +79,7 @@ __all__ = [
     "load_onnxruntime",
     "make_inputs",
     "measure",
+    "measure_copies",
     "median_interval",
     "open_session",
     "profile",

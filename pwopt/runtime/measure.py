@@ -24,12 +24,14 @@ from pwopt.runtime.session import Session, Value
 
 __all__ = [
     "Comparison",
+    "Copies",
     "Latency",
     "Sampler",
     "WarmSampler",
     "compare",
     "compare_samplers",
     "measure",
+    "measure_copies",
     "measure_sampler",
     "median_interval",
 ]
@@ -49,6 +51,7 @@ _LEAD_IN_BELOW_NS: Final = 250_000_000
 _WARM_UP_NS: Final = 1_000_000_000
 _WARM_UP_RUNS: Final = 20
 _STILL_FALLING: Final = 0.98
+_COPY_SAMPLES: Final = 9
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,19 @@ class Latency:
             (min(low), max(high)),
             self.runs + other.runs,
         )
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What moving values between memories takes, once per run, in milliseconds.
+
+    Attributes:
+        to_device_ms: all inputs, from numpy's memory to the device's.
+        to_host_ms: all outputs, back.
+    """
+
+    to_device_ms: float
+    to_host_ms: float
 
 
 @dataclass(frozen=True)
@@ -183,13 +199,16 @@ def compare(
 ) -> Comparison:
     """Time *baseline* and *candidate* in turn on the same values, after warming both up.
 
+    On a device the values lie in its memory, and a run ends when the outputs are there; what
+    copying them takes is for :func:`measure_copies` to say.
+
     Arguments and result as in :func:`compare_samplers`.
 
     Raises:
         UsageError: the feeds are not the models', or the numbers of pairs are impossible.
         ExecutionError: one of the models fails on *feeds*.
     """
-    run_baseline, run_candidate = baseline.runner(feeds), candidate.runner(feeds)
+    run_baseline, run_candidate = baseline.timed_runner(feeds), candidate.timed_runner(feeds)
     with _no_garbage_collection():
         return compare_samplers(
             WarmSampler.warmed_up(run_baseline),
@@ -288,7 +307,7 @@ def measure(
         UsageError: the feeds are not the model's, or the numbers of runs are impossible.
         ExecutionError: the model fails on *feeds*.
     """
-    run = session.runner(feeds)
+    run = session.timed_runner(feeds)
     with _no_garbage_collection():
         return measure_sampler(
             WarmSampler.warmed_up(run),
@@ -299,6 +318,34 @@ def measure(
             rng=rng,
             on_progress=on_progress,
         )
+
+
+def measure_copies(
+    session: Session, feeds: Mapping[str, Value], *, rng: np.random.Generator
+) -> Copies | None:
+    """Time copying *feeds* to the device of *session*, and the outputs back.
+
+    Returns:
+        ``None`` where nothing is copied: on the CPU, or with values that are no tensors.
+
+    Raises:
+        UsageError: the feeds are not the model's.
+        ExecutionError: the model fails on *feeds*.
+    """
+    copiers = session.copiers(feeds)
+    if copiers is None:
+        return None
+    with _no_garbage_collection():
+        to_device, to_host = (
+            measure_sampler(
+                WarmSampler.warmed_up(copy),
+                min_runs=_COPY_SAMPLES,
+                max_runs=_COPY_SAMPLES,
+                rng=rng,
+            )
+            for copy in copiers
+        )
+    return Copies(to_device.median_ms, to_host.median_ms)
 
 
 def measure_sampler(

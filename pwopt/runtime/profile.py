@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from pwopt.errors import UsageError
-from pwopt.runtime.session import ExecutionError, Value, open_session
+from pwopt.runtime.session import ExecutionError, Session, Value, open_session, without_capture
 from pwopt.target import Target
 
-__all__ = ["NodeTime", "Profile", "profile", "summarize_events"]
+__all__ = [
+    "NodeTime",
+    "Profile",
+    "kernel_events",
+    "node_of",
+    "profile",
+    "profile_events",
+    "summarize_events",
+]
 
 _KERNEL: Final = "_kernel_time"
 _WARM_UP_RUNS: Final = 2
@@ -98,21 +106,44 @@ def profile(
         raise UsageError(f"{runs} runs are impossible; give 1 or more.")
     with tempfile.TemporaryDirectory(prefix="pwopt-profile-") as folder:
         prefix = Path(folder) / "profile"
-        with open_session(path, target, optimized=optimized, profile_to=prefix) as session:
+        plain = without_capture(target)
+        with open_session(path, plain, optimized=optimized, profile_to=prefix) as session:
             try:
                 run = session.runner(feeds)
                 for _ in range(_WARM_UP_RUNS + runs):
                     run()
             finally:  # else the runtime writes when the session is freed, the folder being gone
-                written = session.end_profiling()
-        try:
-            events = json.loads(written.read_text(encoding="utf-8", errors="replace"))
-        except (OSError, ValueError) as error:
-            raise ExecutionError(f"{path.name}: the profile cannot be read: {error}") from error
+                events = profile_events(session)
     summary = summarize_events(events, skip=_WARM_UP_RUNS)
     if summary.runs == 0:
         raise ExecutionError(f"{path.name}: the profile holds no complete run.")
     return summary
+
+
+def profile_events(session: Session) -> list[Mapping[str, Any]]:
+    """End the profile of a *session* that was opened with ``profile_to``, and read it.
+
+    Raises:
+        ExecutionError: the runtime wrote none that can be read.
+    """
+    try:
+        text = session.end_profiling().read_text(encoding="utf-8", errors="replace")
+        events: list[Mapping[str, Any]] = json.loads(text)
+    except (OSError, ValueError) as error:
+        name = session.path.name
+        raise ExecutionError(f"{name}: the profile cannot be read: {error}") from error
+    return events
+
+
+def kernel_events(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of *events* that are a node's run."""
+    return [event for event in events if event.get("ph") == "X" and _is_kernel(event)]
+
+
+def node_of(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Name, operator and execution provider of the node whose run *event* is."""
+    name = str(event["name"]).removesuffix(_KERNEL)
+    return name, _arg(event, "op_name"), _arg(event, "provider")
 
 
 def summarize_events(events: Iterable[Mapping[str, Any]], *, skip: int = 0) -> Profile:
@@ -126,15 +157,15 @@ def summarize_events(events: Iterable[Mapping[str, Any]], *, skip: int = 0) -> P
     """
     complete = [event for event in events if event.get("ph") == "X"]
     spans = sorted(_span(event) for event in complete if event.get("name") == "model_run")[skip:]
-    kernels = [event for event in complete if _is_kernel(event)]
+    kernels = kernel_events(complete)
     # A node with a subgraph comes before the nodes inside it.
     kernels.sort(key=lambda event: (event["ts"], -event["dur"]))
     timings: dict[tuple[str, str], _Timing] = {}
     for run, (start, end) in enumerate(spans):
         inside = [event for event in kernels if start <= event["ts"] <= end]
         for event, own_us in zip(inside, _own_times(inside), strict=True):
-            key = (str(event["name"]).removesuffix(_KERNEL), _arg(event, "op_name"))
-            timings.setdefault(key, _Timing()).add(event, run, own_us)
+            name, op, _ = node_of(event)
+            timings.setdefault((name, op), _Timing()).add(event, run, own_us)
     medians = {key: timing.median_us(len(spans)) for key, timing in timings.items()}
     total = sum(medians.values())
     nodes = tuple(

@@ -43,6 +43,7 @@ __all__ = [
     "reference_target",
     "resolve",
     "verification_target",
+    "without_capture",
 ]
 
 Value: TypeAlias = npt.NDArray[Any] | list[Any] | dict[Any, Any] | None
@@ -209,11 +210,16 @@ def verification_target(target: Target) -> Target:
 
     TF32 keeps 10 bits of mantissa; no fp32 tolerance would hold with it.
     """
-    provider = find_provider(target.provider)
-    options = {**target.provider_options, **provider.exact_options}
-    if provider.capture_option is not None:
-        options.pop(provider.capture_option, None)
-    return replace(target, provider_options=options)
+    plain = without_capture(target)
+    exact = find_provider(target.provider).exact_options
+    return replace(plain, provider_options={**plain.provider_options, **exact})
+
+
+def without_capture(target: Target) -> Target:
+    """*target* without a recorded run, which reads and writes the same buffers each time."""
+    dropped = find_provider(target.provider).capture_option
+    kept = {key: value for key, value in target.provider_options.items() if key != dropped}
+    return replace(target, provider_options=kept)
 
 
 class Session:
@@ -292,7 +298,7 @@ class Session:
             UsageError: a name or dtype is not the model's.
             ExecutionError: (also by the function) the model fails on these values.
         """
-        return self.bound_runner(feeds) if self._provider.has_memory else self.runner(feeds)
+        return self.bound_runner(feeds) if self._provider.is_device else self.runner(feeds)
 
     def bound_runner(self, feeds: Mapping[str, Value]) -> Callable[[], object]:
         """As :meth:`runner`, with inputs and outputs in buffers of the provider's memory.
@@ -341,14 +347,14 @@ class Session:
     ) -> tuple[Callable[[], object], Callable[[], object]] | None:
         """Functions that copy all inputs to the provider's memory, and all outputs back.
 
-        ``None`` if there is nothing that could be bound there.
+        ``None`` on the CPU, and if there is something that cannot be bound.
 
         Raises:
             UsageError: a name or dtype is not the model's.
             ExecutionError: the model fails on these values.
         """
         self._check_names(feeds)
-        arrays = self._bindable(feeds)
+        arrays = self._bindable(feeds) if self._provider.is_device else None
         if arrays is None:
             return None
         ort = load_onnxruntime()
@@ -452,7 +458,7 @@ def open_session(
     provider.prepare(ort)
     options = _session_options(ort, target, optimized=optimized, profile_to=profile_to)
     providers: list[Any] = [(provider.runtime_name, checked)]
-    if target.provider != "cpu":
+    if provider.runtime_name != _CPU:
         providers.append(_CPU)
     if target.allow_fallback:
         available = ort.get_available_providers()

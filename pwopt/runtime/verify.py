@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
-from pwopt.errors import InvalidModelError, UsageError
+from pwopt.errors import InvalidModelError, RuntimeUnavailableError, UsageError
 from pwopt.runtime.deviation import (
     Difference,
     OutputDeviation,
@@ -27,6 +28,9 @@ from pwopt.runtime.deviation import (
     is_finite,
     leaves,
 )
+from pwopt.runtime.placement import Placement
+from pwopt.runtime.providers import find_provider
+from pwopt.runtime.runs import Runs, place, run_all, run_apart
 from pwopt.runtime.session import (
     ExecutionError,
     Interface,
@@ -38,6 +42,7 @@ from pwopt.runtime.session import (
     open_session,
     reference_target,
     verification_target,
+    without_capture,
 )
 from pwopt.target import Target
 
@@ -74,6 +79,7 @@ class Verification:
         inputs: number of input sets compared.
         outputs: every output, in the model's order; empty if the candidate did not run.
         reason: the first thing that is wrong, in words; ``None`` if ``ok``.
+        placement: which provider ran which node, on a device.
     """
 
     ok: bool
@@ -83,6 +89,7 @@ class Verification:
     inputs: int
     outputs: tuple[OutputDeviation, ...]
     reason: str | None
+    placement: Placement | None = None
 
     @property
     def tested(self) -> bool:
@@ -127,6 +134,7 @@ class Reference:
         outputs: reference outputs, one per input set.
         dropped: per input set left out, why.
         interface: inputs and outputs that a candidate must have too.
+        placement: which provider ran which node of the original, on a device.
     """
 
     path: Path
@@ -135,6 +143,7 @@ class Reference:
     outputs: tuple[Outputs, ...]
     dropped: tuple[str, ...]
     interface: Interface
+    placement: Placement | None
     _expectations: Mapping[str, _Expectation]
 
     @classmethod
@@ -168,6 +177,8 @@ class Reference:
         Raises:
             UsageError: *max_error* is not positive, *depth* below 1, or the feeds do not fit.
             InvalidModelError: the original does not load.
+            RuntimeUnavailableError: the provider leaves nodes to the CPU, which *target* does not
+                allow.
             UntestableError: the runtime lacks a kernel for it, or it fails on every input set.
         """
         if max_error is not None and not max_error > 0:
@@ -203,6 +214,7 @@ class Reference:
             outputs=tuple(plain.outputs[index] for index in used),
             dropped=tuple(f"input set {i}: {failures[i]}" for i in sorted(failures)),
             interface=plain.interface,
+            placement=optimized.placement,
             _expectations=MappingProxyType(expectations),
         )
 
@@ -220,27 +232,69 @@ class Reference:
         """Run *candidate* on all input sets and compare interface and outputs.
 
         A candidate that does not load or run is a verdict, not an error. A session must have been
-        opened for ``verification_target(target)``; a path is opened so.
+        opened for ``verification_target(target)``; a path is opened so. Where a provider's options
+        leave gaps in what makes it exact, a candidate that deviates too far is run once more in a
+        process of its own that closes them.
 
         Raises:
             RuntimeUnavailableError: the provider does not start.
         """
         if isinstance(candidate, Session):
             return self._verify(candidate)
+        provider, target = find_provider(self.target.provider), verification_target(self.target)
         try:
-            with open_session(candidate, verification_target(self.target)) as session:
-                return self._verify(session)
-        except (InvalidModelError, UntestableError) as error:
+            with tempfile.TemporaryDirectory(prefix="pwopt-verify-") as folder:
+                prefix = Path(folder) / "profile" if provider.is_device else None
+                with open_session(candidate, target, profile_to=prefix) as session:
+                    found = self._verify(session)
+                    if prefix is not None:
+                        found = self._placed(found, place(session))
+            if found.ok or not provider.exact_environment or math.isinf(found.required_tolerance):
+                return found
+            feeds = dict(enumerate(self.feeds))
+            runs = run_apart(candidate, target, feeds, provider.exact_environment)
+        except (InvalidModelError, UntestableError, ExecutionError) as error:
             return self._refused(f"it does not load: {error}")
+        return self._judge_runs(runs)
+
+    def deviation(self, candidate: Path, target: Target) -> float:
+        """How far *candidate* deviates on another *target*, relative to each output's scale.
+
+        The largest deviation of any output that is tested; infinite if one cannot be compared.
+
+        Raises:
+            PwoptError: it does not load or run.
+        """
+        feeds = dict(enumerate(self.feeds))
+        found = self._judge_runs(run_all(candidate, without_capture(target), feeds))
+        tested = [o.max_relative for o in found.outputs if o.tested]
+        return max(tested, default=0.0) if found.outputs else math.inf
 
     def _verify(self, session: Session) -> Verification:
         difference = interface_difference(self.interface, session.interface)
         if difference is not None:
             return self._refused(difference)
+        return self._judge(lambda index: session.run(self.feeds[index]))
+
+    def _judge_runs(self, runs: Runs) -> Verification:
+        difference = interface_difference(self.interface, runs.interface)
+        if difference is not None:
+            return self._refused(difference)
+
+        def outputs(index: int) -> Outputs:
+            if index in runs.failures:
+                raise ExecutionError(runs.failures[index])
+            return runs.outputs[index]
+
+        found = self._judge(outputs)
+        return found if runs.placement is None else self._placed(found, runs.placement)
+
+    def _judge(self, run: Callable[[int], Outputs]) -> Verification:
+        """Compare the outputs that *run* gives for each input set."""
         joined = {name: Difference() for name in self._expectations}
-        for index, (feed, expected) in enumerate(zip(self.feeds, self.outputs, strict=True)):
+        for index, expected in enumerate(self.outputs):
             try:
-                outputs = session.run(feed)
+                outputs = run(index)
             except ExecutionError as error:
                 return self._refused(f"it fails on input set {index}: {error}")
             for name, expectation in self._expectations.items():
@@ -259,6 +313,13 @@ class Reference:
             for name, expectation in self._expectations.items()
         )
         return _verdict(deviations, len(self.feeds))
+
+    def _placed(self, found: Verification, placement: Placement) -> Verification:
+        """*found*, which a provider that left nodes to another one spoils."""
+        found = replace(found, placement=placement)
+        if self.target.allow_fallback or not found.ok or placement.complaint is None:
+            return found
+        return replace(found, ok=False, required_tolerance=math.inf, reason=placement.complaint)
 
     def _refused(self, reason: str) -> Verification:
         largest = max(self.tolerances.values(), default=0.0)
@@ -318,6 +379,7 @@ class _OptimizedRuns:
 
     deviations: Mapping[int, Mapping[str, Difference]]
     failures: Mapping[int, str]
+    placement: Placement | None
 
 
 def _reference_runs(
@@ -344,15 +406,19 @@ def _own_deviations(
     feeds: Sequence[Mapping[str, Value]],
     reference: Mapping[int, Outputs],
 ) -> _OptimizedRuns:
-    deviations: dict[int, Mapping[str, Difference]] = {}
-    failures: dict[int, str] = {}
-    with open_session(path, target) as session:
-        for index, expected in reference.items():
-            try:
-                deviations[index] = _differences(expected, session.run(feeds[index]))
-            except ExecutionError as error:
-                failures[index] = str(error)
-        return _OptimizedRuns(deviations, failures)
+    environment = find_provider(target.provider).exact_environment
+    asked = {index: feeds[index] for index in reference}
+    if environment:
+        runs = run_apart(path, target, asked, environment)
+    else:
+        runs = run_all(path, target, asked)
+    complaint = None if runs.placement is None else runs.placement.complaint
+    if complaint is not None and not target.allow_fallback:
+        raise RuntimeUnavailableError(
+            f"{path.name}: {complaint}. Pass --allow-fallback to accept that, or --provider cpu."
+        )
+    deviations = {i: _differences(reference[i], outputs) for i, outputs in runs.outputs.items()}
+    return _OptimizedRuns(deviations, runs.failures, runs.placement)
 
 
 def _differences(reference: Outputs, candidate: Outputs) -> dict[str, Difference]:

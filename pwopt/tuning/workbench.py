@@ -16,12 +16,14 @@ from pwopt.passes import Canonicalise
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import (
     Comparison,
+    Copies,
     Feeds,
     Reference,
     Session,
     Verification,
     compare,
     make_inputs,
+    measure_copies,
     open_session,
 )
 from pwopt.target import Target
@@ -257,6 +259,11 @@ class Workbench:
         if self._cache is not None:
             self._cache.put(comparison.to_json(), *key)
         return comparison
+
+    def copies(self) -> Copies | None:
+        """What copying inputs to the device and outputs back takes; ``None`` on the CPU."""
+        session = self._session(self.original.path)
+        return measure_copies(session, self.feeds[0], rng=np.random.default_rng(self._seed))
 
     def find_pass(self, name: str) -> AnyPass:
         """The selected pass called *name*."""

@@ -74,6 +74,8 @@ class Provider:
         extra: the extra of pwopt that brings it.
         describe: the device that a target names, in words: all that its speed depends on.
         options: provider options by name, with what reads their values.
+        is_device: whether it is a device beside the CPU: values are copied to its memory and
+            back, and the CPU runs what it does not.
         device_type: where its tensors live, in ONNX Runtime's words.
         exact_options: options that make it compute as precisely as it can.
         exact_environment: variables that do the same for a whole process, where the options
@@ -92,6 +94,7 @@ class Provider:
     extra: str
     describe: Callable[[Target], str]
     options: Mapping[str, Read] = field(default_factory=dict)
+    is_device: bool = False
     device_type: str = "cpu"
     exact_options: Mapping[str, str] = field(default_factory=dict)
     exact_environment: Mapping[str, str] = field(default_factory=dict)
@@ -102,11 +105,6 @@ class Provider:
     remedies: tuple[Remedy, ...] = ()
     prepare: Callable[[ModuleType], None] = _nothing
     diagnose: Callable[[ModuleType], str | None] = _nothing
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether its tensors live elsewhere than numpy's arrays, so that they are copied."""
-        return self.device_type != "cpu"
 
     def checked_options(self, given: Mapping[str, str]) -> dict[str, str]:
         """*given* with every value as the runtime takes it.

@@ -210,6 +210,7 @@ CUDA: Final = Provider(
     "pwopt[gpu]",
     _describe,
     options=_OPTIONS,
+    is_device=True,
     device_type="cuda",
     exact_options=MappingProxyType({"use_tf32": "0"}),
     # Where cuDNN has no plan without tensor cores, a Conv falls back to one with TF32 whatever
