@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pwopt.errors import UsageError
 from pwopt.remark import Remark, Tally
 from pwopt.target import Target
 
 __all__ = [
+    "AccuracyFigures",
     "CoarseFigures",
     "CostChange",
     "ErrorFigures",
@@ -95,6 +97,46 @@ class PlacementFigures:
 
 
 @dataclass(frozen=True)
+class AccuracyFigures:
+    """How well the original and the optimized model do on held-out samples.
+
+    Attributes:
+        metric: its name, as ``--metric`` takes it.
+        unit: of all figures: ``%`` (differences are points), ``dB`` or what the user's metric says.
+        baseline: the original's figure; ``None`` where it has none, being compared with itself.
+        optimized: the optimized model's figure.
+        samples: how many were judged on.
+        drop: what was lost: positive when the optimized model is worse, whichever way the metric
+            counts; ``None`` without a baseline.
+        ci95: 95% bootstrap interval, over samples, of the drop (paired); without a baseline, of
+            the optimized model's figure. An interval of 0 to 0 says that no sample changed.
+        also: further figures of the same samples by name: (baseline, optimized).
+    """
+
+    metric: str
+    unit: str
+    baseline: float | None
+    optimized: float
+    samples: int
+    drop: float | None
+    ci95: tuple[float, float]
+    also: Mapping[str, tuple[float, float]]
+
+    def exceeds(self, max_drop: float) -> bool:
+        """Whether more was lost than *max_drop*, in the metric's unit.
+
+        Raises:
+            UsageError: there is no baseline to lose against.
+        """
+        if self.drop is None:
+            raise UsageError(
+                f"{self.metric} against the original's own output has no baseline to drop from;"
+                " give targets, or use --metric relative-error."
+            )
+        return not self.drop <= max_drop
+
+
+@dataclass(frozen=True)
 class Totals:
     """Size of a model: parameters, multiply-accumulates (``None``: unknown), bytes of the file."""
 
@@ -154,6 +196,7 @@ class Report:
 
     Attributes:
         latency: ``None`` when nothing was timed (``--effort none``).
+        accuracy: ``None`` when it was not asked for.
         seconds: wall-clock seconds per stage, with their sum as ``total``.
         stop_reason: why the search ended, in words.
         notes: things the user should know, each a sentence.
@@ -173,4 +216,5 @@ class Report:
     seconds: Mapping[str, float]
     stop_reason: str
     notes: tuple[str, ...] = ()
+    accuracy: AccuracyFigures | None = None
     placement: PlacementFigures | None = None

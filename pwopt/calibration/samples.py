@@ -30,13 +30,15 @@ class Batch:
 
     Attributes:
         feeds: the inputs by name, one sample after another along the first axis.
-        size: how many samples there are; rows behind them only fill a fixed batch up.
+        size: how many samples there are.
+        rows: how many the inputs have; those behind the samples only fill a fixed batch up.
         labels: class per sample, ``[size]``; ``None``: unknown.
         targets: output to compare with, ``[size, ...]``; ``None``: unknown.
     """
 
     feeds: Feeds
     size: int
+    rows: int
     labels: npt.NDArray[np.int64] | None = None
     targets: npt.NDArray[Any] | None = None
 
@@ -172,7 +174,7 @@ class Samples:
         if self.has_targets:
             rows = [self.source.target(int(index)) for index in self.indices[positions]]
             targets = np.stack(rows)
-        return Batch(feeds, len(pending), labels, targets)
+        return Batch(feeds, len(pending), len(filled), labels, targets)
 
 
 def load_samples(

@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from pwopt.calibration.source import Array, Truth, digest_of
+from pwopt.calibration.store import Place, Store
 from pwopt.calibration.table import Table
 from pwopt.errors import UsageError
 from pwopt.runtime import TensorSpec
 
 __all__ = ["Spool", "spool"]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where an array lies in the file."""
-
-    offset: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-
-class _Store:
-    """Arrays in a temporary file, which goes with the last reference to it."""
-
-    def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="pwopt-")  # noqa: SIM115
-
-    def put(self, array: Array, where: str) -> _Place:
-        if array.dtype.hasobject:
-            raise UsageError(f"{where}: holds Python objects; give numbers or fixed-width text.")
-        # A mapping may start anywhere, but numpy is faster on aligned values.
-        self._file.write(bytes(-self._file.tell() % array.dtype.alignment))
-        place = _Place(self._file.tell(), array.dtype, array.shape)
-        self._file.write(np.ascontiguousarray(array).tobytes())
-        return place
-
-    def get(self, place: _Place) -> Array:
-        if 0 in place.shape:
-            return np.empty(place.shape, place.dtype)
-        self._file.flush()
-        return np.memmap(self._file, place.dtype, "r", place.offset, place.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +29,9 @@ class Spool:
         constants: inputs that serve all samples.
     """
 
-    store: _Store
-    inputs: Sequence[Mapping[str, _Place]]
-    targets: Sequence[_Place]
+    store: Store
+    inputs: Sequence[Mapping[str, Place]]
+    targets: Sequence[Place]
     truth: Truth
     constants: Mapping[str, Array]
 
@@ -96,9 +65,9 @@ def spool(feeds: Iterable[Mapping[str, Any]], specs: Sequence[TensorSpec]) -> Sp
     Raises:
         UsageError: a name, shape or type is not the model's, or only some feeds have labels.
     """
-    store = _Store()
-    inputs: list[dict[str, _Place]] = []
-    targets: list[_Place] = []
+    store = Store()
+    inputs: list[dict[str, Place]] = []
+    targets: list[Place] = []
     labels: list[Array] = []
     constants: dict[str, Array] = {}
     kinds = set()

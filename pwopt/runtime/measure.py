@@ -33,6 +33,7 @@ __all__ = [
     "measure",
     "measure_copies",
     "measure_sampler",
+    "mean_interval",
     "median_interval",
 ]
 
@@ -41,6 +42,8 @@ Sampler: TypeAlias = Callable[[], float]
 
 _CONFIDENCE: Final = 0.95
 _RESAMPLES: Final = 1000
+_RESAMPLED_AT_ONCE: Final = 1_000_000
+"""Values that a bootstrap holds in memory."""
 _EARLY_ALPHA: Final = 0.0025
 """One-sided error allowed at each look before the last; eight looks together spend 2%."""
 _FEWEST_PAIRS: Final = 6
@@ -444,19 +447,35 @@ def median_interval(
     values: Sequence[float] | npt.NDArray[np.float64], rng: np.random.Generator
 ) -> tuple[float, tuple[float, float]]:
     """Median of two or more *values*, and its percentile bootstrap interval."""
-    stats = _scipy_stats()
     # The percentile method, not BCa: the median's jackknife, which BCa needs, is degenerate.
+    return _bootstrapped(np.median, values, rng)
+
+
+def mean_interval(
+    values: Sequence[float] | npt.NDArray[np.float64], rng: np.random.Generator
+) -> tuple[float, tuple[float, float]]:
+    """Mean of two or more *values*, and its percentile bootstrap interval."""
+    return _bootstrapped(np.mean, values, rng)
+
+
+def _bootstrapped(
+    statistic: Callable[..., Any],
+    values: Sequence[float] | npt.NDArray[np.float64],
+    rng: np.random.Generator,
+) -> tuple[float, tuple[float, float]]:
+    stats = _scipy_stats()
     result = stats.bootstrap(
         (np.asarray(values, dtype=np.float64),),
-        np.median,
+        statistic,
         n_resamples=_RESAMPLES,
+        batch=max(1, _RESAMPLED_AT_ONCE // len(values)),
         confidence_level=_CONFIDENCE,
         method="percentile",
         vectorized=True,
         rng=rng,
     )
     low, high = result.confidence_interval
-    return float(np.median(values)), (float(low), float(high))
+    return float(statistic(values)), (float(low), float(high))
 
 
 def _scipy_stats() -> Any:
