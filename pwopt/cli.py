@@ -219,6 +219,11 @@ def main() -> None:
     help="Where measurements are kept (default: the user's cache folder).",
 )
 @click.option("--no-cache", is_flag=True, help="Measure everything anew.")
+@click.option(
+    "--tune-options/--no-tune-options",
+    default=True,
+    help="Also try provider options, if the provider has some; they are reported apart.",
+)
 @click.option("--dry-run", is_flag=True, help="Do everything but write the model.")
 @click.option("--overwrite", is_flag=True, help="Allow the output to replace the input.")
 @click.option(
@@ -270,6 +275,7 @@ def optimize(
     reports: tuple[Path, ...],
     cache: Path | None,
     no_cache: bool,
+    tune_options: bool,
     dry_run: bool,
     overwrite: bool,
     replay: Path | None,
@@ -308,6 +314,7 @@ def optimize(
         inputs=calibration,
         time_limit_s=time_limit,
         cache=None if no_cache else cache or default_folder(),
+        tune_options=tune_options,
         rewrite_limit=rewrite_limit,
         skip_rewrites=frozenset(skip_rewrites),
         only_rewrites=frozenset(only_rewrites) or None,

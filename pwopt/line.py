@@ -41,6 +41,8 @@ from pwopt.result import (
     ErrorFigures,
     LatencyFigures,
     ModelFile,
+    OptionFigures,
+    OptionsFigures,
     PlacementFigures,
     Recipe,
     Report,
@@ -63,6 +65,7 @@ from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.gate import analytic_review
+from pwopt.tuning.options import OptionsFound, seconds_for_options, try_options
 from pwopt.tuning.pipeline import Review, Ruling, Rulings
 from pwopt.tuning.replay import Culprit, find_culprit, replay, rulings_of
 from pwopt.tuning.search import Effort, Found, confirm, search, settle
@@ -112,6 +115,7 @@ class Options:
         only_rewrites: leave all candidates but these alone; ``None`` for no such restriction.
         time_limit_s: seconds to spend on trials; ``None`` takes the effort's.
         cache: folder for measurements and what they led to; ``None`` measures everything anew.
+        tune_options: also try provider options, on what was found, and report them apart.
         replay: repeat these decisions, on the very model they were made for, and measure nothing;
             effort, passes, opset and treatment of listed initializers are those of the script.
         overwrite: allow the output to replace the input.
@@ -132,6 +136,7 @@ class Options:
     only_rewrites: frozenset[int] | None = None
     time_limit_s: float | None = None
     cache: Path | None = None
+    tune_options: bool = True
     replay: Script | None = None
     overwrite: bool = False
     dry_run: bool = False
@@ -270,9 +275,11 @@ class _Line:
         with self._prepared() as bench:
             with self.stages.stage("search"):
                 found = self._search(bench)
+            with self.stages.stage("options"):
+                options = self._options(bench, found)
             with self.stages.stage("write"):
                 final = self._write(bench, found)
-            return self._report(found, final, len(bench.feeds))
+            return replace(self._report(found, final, len(bench.feeds)), options=options)
 
     def bisect(self, script: Script, check: Check) -> Culprit | None:
         with self._prepared() as bench:
@@ -442,9 +449,29 @@ class _Line:
             self.cache.put({"rulings": decisions, "reason": found.reason}, *key)
         return found
 
+    def _options(self, bench: Workbench, found: Found) -> OptionsFigures | None:
+        """Provider options tried on what was found; never part of its speedup."""
+        is_idle = found.comparison is None or found.is_partial
+        if is_idle or not self.options.tune_options or self.options.replay is not None:
+            return None
+        finished = bench.original if found.build is None else found.build.written
+        seconds = seconds_for_options(self.options.effort, self.options.time_limit_s)
+        try:
+            tried = try_options(bench, finished, seconds)
+        except InterruptedSearch:
+            return None
+        return None if tried is None else _option_figures(tried)
+
     def _search_key(self) -> tuple[object, ...]:
         """All that the end of a search depends on."""
-        options = replace(self.options, passes=None, cache=None, overwrite=False, dry_run=False)
+        options = replace(
+            self.options,
+            passes=None,
+            cache=None,
+            overwrite=False,
+            dry_run=False,
+            tune_options=True,
+        )
         specs = [p.spec() for part in self._selected() for p in part]
         given = None if options.inputs is None else file_sha256(options.inputs)
         return (
@@ -640,6 +667,24 @@ def _error(final: _Final, inputs: int) -> ErrorFigures:
         verification.inputs,
         untested,
         final.coarse,
+    )
+
+
+def _option_figures(found: OptionsFound) -> OptionsFigures:
+    return OptionsFigures(
+        found.settings,
+        _latency(found.original, None),
+        _latency(found.optimized, None),
+        tuple(
+            OptionFigures(
+                dict(trial.settings),
+                trial.verdict is Verdict.KEPT,
+                None if trial.comparison is None else trial.comparison.speedup,
+                None if trial.comparison is None else trial.comparison.ci95,
+                trial.reason or trial.verdict.value,
+            )
+            for trial in found.trials
+        ),
     )
 
 

@@ -17,6 +17,8 @@ __all__ = [
     "ErrorFigures",
     "LatencyFigures",
     "ModelFile",
+    "OptionFigures",
+    "OptionsFigures",
     "PlacementFigures",
     "Recipe",
     "Report",
@@ -79,6 +81,36 @@ class ErrorFigures:
     inputs: int
     untested: tuple[str, ...] = ()
     coarse: CoarseFigures | None = None
+
+
+@dataclass(frozen=True)
+class OptionFigures:
+    """One trial of provider options: what they gain, or why they were refused."""
+
+    settings: Mapping[str, str]
+    kept: bool
+    speedup: float | None
+    ci95: tuple[float, float] | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class OptionsFigures:
+    """What provider options gain, apart from all rewriting.
+
+    They are no part of the file that was written: set them where it is deployed.
+
+    Attributes:
+        settings: options that gain together, on top of those that were asked for.
+        original: the original as asked for, against itself with *settings*.
+        optimized: the same of the file that was written.
+        trials: everything that was tried.
+    """
+
+    settings: Mapping[str, str]
+    original: LatencyFigures | None
+    optimized: LatencyFigures | None
+    trials: tuple[OptionFigures, ...]
 
 
 @dataclass(frozen=True)
@@ -201,6 +233,7 @@ class Report:
         stop_reason: why the search ended, in words.
         notes: things the user should know, each a sentence.
         placement: which provider runs which nodes; ``None`` on the CPU.
+        options: provider options that were tried; ``None`` if none were.
     """
 
     pwopt: str
@@ -218,3 +251,4 @@ class Report:
     notes: tuple[str, ...] = ()
     accuracy: AccuracyFigures | None = None
     placement: PlacementFigures | None = None
+    options: OptionsFigures | None = None

@@ -44,6 +44,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "stop_reason": report.stop_reason,
         "notes": list(report.notes),
         "placement": None if report.placement is None else asdict(report.placement),
+        "options": None if report.options is None else asdict(report.options),
     }
 
 

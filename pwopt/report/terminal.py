@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pwopt.cost import ModelCost, NodeCost
 from pwopt.remark import Kind, Remark, Tally
-from pwopt.result import LatencyFigures, PlacementFigures, Report
+from pwopt.result import LatencyFigures, OptionsFigures, PlacementFigures, Report
 from pwopt.runtime import Comparison, Latency, Verification
 
 __all__ = [
@@ -72,6 +72,8 @@ def _summary(report: Report) -> Table:
     place = f"{target.provider}, {threads}, {target.device}"
     table.add_row("target", f"{place}, ONNX Runtime {target.ort}")
     table.add_row("latency", _latency_text(report.latency))
+    if report.options is not None:
+        table.add_row("options", _options_text(report.options))
     table.add_row("error", _error_text(report))
     if report.placement is not None:
         table.add_row("ran on", _placement_text(report.placement))
@@ -101,6 +103,23 @@ def _copies_text(copies_ms: tuple[float, float] | None) -> str:
         return ""
     to_device, to_host = copies_ms
     return f"; copies not counted: {to_device:.2g} ms to the device, {to_host:.2g} ms back"
+
+
+def _options_text(options: OptionsFigures) -> str:
+    """What options gain on top; the latency above them is without."""
+    if options.original is None or options.optimized is None:
+        tried = ", ".join(_settings_text(trial.settings) for trial in options.trials)
+        return f"none of {tried} gains"
+    low, high = options.optimized.ci95
+    return (
+        f"{_settings_text(options.settings)}: {options.optimized.speedup:.3f}x"
+        f" [{low:.3f}, {high:.3f}] on top, of the original {options.original.speedup:.3f}x;"
+        " not counted above, set them where the model is deployed"
+    )
+
+
+def _settings_text(settings: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def _placement_text(placement: PlacementFigures) -> str:

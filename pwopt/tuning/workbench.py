@@ -260,6 +260,43 @@ class Workbench:
             self._cache.put(comparison.to_json(), *key)
         return comparison
 
+    def compare_targets(
+        self,
+        model: Written,
+        baseline: Target,
+        candidate: Target,
+        precision: Precision,
+        label: str,
+        *,
+        decide: float | None = None,
+    ) -> Comparison:
+        """Time one model on two targets in turn; the ratio is baseline over candidate.
+
+        Raises:
+            InterruptedSearch: :meth:`interrupt` was called.
+            PwoptError: it does not load or run on one of them.
+        """
+        key = (
+            "targets",
+            baseline.fingerprint,
+            candidate.fingerprint,
+            model.sha256,
+            {name: getattr(value, "shape", None) for name, value in self.feeds[0].items()},
+            astuple(precision),
+            decide,
+        )
+        known = None if self._cache is None else self._cache.get(*key)
+        if known is not None:
+            return Comparison.from_json(known)
+        with (
+            open_session(model.path, baseline) as first,
+            open_session(model.path, candidate) as second,
+        ):
+            comparison = self._compared(first, second, self.feeds[0], precision, label, decide)
+        if self._cache is not None:
+            self._cache.put(comparison.to_json(), *key)
+        return comparison
+
     def copies(self) -> Copies | None:
         """What copying inputs to the device and outputs back takes; ``None`` on the CPU."""
         session = self._session(self.original.path)

@@ -15,7 +15,8 @@ import pwopt
 from pwopt.errors import RuntimeUnavailableError
 from pwopt.report.json import dump, to_json
 from pwopt.report.terminal import report_table
-from pwopt.tuning import search
+from pwopt.runtime import open_session
+from pwopt.tuning import options, search, workbench
 from pwopt.tuning.search import Effort
 from pwopt.tuning.workbench import Precision
 from tests.runtime.stand_in import DEVICE, place_elsewhere, use_stand_in
@@ -43,7 +44,7 @@ def write(path: Path) -> Path:
 
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timing that proves nothing, but is over soon."""
-    pairs = Precision(2, 2, 0.1)
+    pairs = Precision(2, 4, 0.1)
     budget = replace(search._BUDGETS[Effort.QUICK], window=pairs, trial=pairs, confirm=pairs)
     monkeypatch.setitem(search._BUDGETS, Effort.QUICK, budget)
 
@@ -88,8 +89,33 @@ def test_copies_are_reported_beside_the_latency(
 ) -> None:
     use_stand_in(monkeypatch, replace(DEVICE, trials=()))
     hasty(monkeypatch)
-    options = pwopt.Options(time_limit_s=0)
-    report = pwopt.optimize(write(tmp_path / "m.onnx"), target=TARGET, options=options)
+    hurried = pwopt.Options(time_limit_s=0)
+    report = pwopt.optimize(write(tmp_path / "m.onnx"), target=TARGET, options=hurried)
     assert report.latency is not None
     assert report.latency.copies_ms is not None
     assert min(report.latency.copies_ms) > 0
+
+
+def test_options_are_tried_and_reported_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_stand_in(monkeypatch)
+    hasty(monkeypatch)
+    seen: list[pwopt.Target] = []
+
+    def record(path: Path, target: pwopt.Target) -> object:
+        seen.append(target)
+        return open_session(path, target)
+
+    monkeypatch.setattr(workbench, "open_session", record)
+    monkeypatch.setattr(options, "_TRIAL", Precision(2, 4, 0.1))
+    path = write(tmp_path / "m.onnx")
+    report = pwopt.optimize(path, target=TARGET, options=pwopt.Options(time_limit_s=4))
+    assert report.options is not None
+    settings = [dict(trial.settings) for trial in report.options.trials]
+    assert settings == [{"mode": "slow"}, {"replay": "1"}]
+    assert dict(report.target.provider_options) == {}
+    assert {"mode": "slow"} in [dict(target.provider_options) for target in seen]
+    assert json.loads(dump(to_json(report)))["options"]["trials"][0]["settings"] == settings[0]
+    without = pwopt.Options(time_limit_s=4, tune_options=False)
+    assert pwopt.optimize(path, target=TARGET, options=without).options is None
