@@ -18,6 +18,7 @@ from pwopt.passes.eliminate_dead_pixels import EliminateDeadPixels
 from pwopt.passes.eliminate_transpose import EliminateTranspose
 from pwopt.passes.fold_affine import FoldAffine
 from pwopt.passes.fold_batch_normalization import FoldBatchNormalization
+from pwopt.passes.fold_gate import FoldGate
 from pwopt.passes.fuse_pointwise_activation import FusePointwiseActivation
 from pwopt.passes.lower_activation import LowerActivation
 from pwopt.passes.lower_conv_transpose import LowerConvTranspose
@@ -58,6 +59,7 @@ __all__ = [
     "EliminateTranspose",
     "FoldAffine",
     "FoldBatchNormalization",
+    "FoldGate",
     "FusePointwiseActivation",
     "LowerActivation",
     "LowerConvWinograd",
@@ -105,6 +107,7 @@ LOWER: tuple[Pass[Any], ...] = (
     AlignChannels(),
     AbsorbChannelPermutation(),
     LowerActivation(),
+    FoldGate(),
     LowerGate(),
     LowerConvWinograd(),
     SplitConcatConv(),

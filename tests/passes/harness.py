@@ -142,15 +142,15 @@ def run_pass(
 
 
 def offered(pass_: Pass[Any], proto: onnx.ModelProto) -> list[str]:
-    """The variants of *pass_* at the first of its roots, where it must apply."""
+    """The variants of *pass_* at the first of its roots where it applies, which there must be."""
     wrapped = parse(proto)
     wrapped.unlist_initializers()
     wrapped.infer_shapes()
     facts = Facts(wrapped)
-    root = next(n for n in wrapped.sorted_nodes() if facts.op(n) in pass_.roots)
-    match = pass_.match(root, facts)
-    assert not isinstance(match, Decline), match.why
-    return [variant.name for variant in pass_.variants(match)]
+    roots = (n for n in wrapped.sorted_nodes() if facts.op(n) in pass_.roots)
+    matches = [m for m in (pass_.match(n, facts) for n in roots) if not isinstance(m, Decline)]
+    assert matches
+    return [variant.name for variant in pass_.variants(matches[0])]
 
 
 def assert_every_variant_agrees(
