@@ -144,17 +144,14 @@ class ComposeSpaceToDepth(Pass[ComposeSpaceToDepthMatch]):
     ) -> None:
         """See the class."""
         node = match.root
-        output, bias = node.outputs[0], node.inputs[2:]
-        rewriter.remove(node)
+        weight = rewriter.constant(f"{node.outputs[0].name}/weight", match.weight)
+        rewriter.set_inputs(node, [match.source, weight, *node.inputs[2:]])
+        rewriter.set_attribute(node, "auto_pad", None)
+        rewriter.set_attribute(node, "dilations", list(match.dilations))
+        rewriter.set_attribute(node, "kernel_shape", list(match.weight.shape[2:]))
+        rewriter.set_attribute(node, "pads", list(match.pads))
+        rewriter.set_attribute(node, "strides", list(match.strides))
         _remove_unread(match.nodes[:-1], rewriter)
-        weight = rewriter.constant(f"{output.name}/weight", match.weight)
-        attributes = {
-            "dilations": list(match.dilations),
-            "kernel_shape": list(match.weight.shape[2:]),
-            "pads": list(match.pads),
-            "strides": list(match.strides),
-        }
-        rewriter.add("Conv", [match.source, weight, *bias], [output], attributes, near=node)
 
 
 def _phases(tensor: Tensor, space: int, facts: Facts) -> _Phases | None:
