@@ -107,7 +107,8 @@ class Options:
         keep_overridable_initializers: do not treat initializers that are listed among the inputs
             (as IR version 3 required) as constants.
         max_error: tolerance for exact rewrites, relative to each output's scale; ``None`` takes a
-            small multiple of what the original itself shows between optimization levels.
+            small multiple of what the original itself shows between optimization levels. A large
+            one also lets passes offer forms that amplify rounding errors more.
         max_size_growth: largest allowed ratio of file sizes.
         inputs: an ``.npz``/``.npy`` file with real inputs to verify and time with.
         rewrite_limit: apply only the first so many candidates.
@@ -401,6 +402,9 @@ class _Line:
         chosen = self.options.passes
         if chosen is None:
             chosen = default_passes(self.target)
+        max_error = self.options.max_error
+        if max_error is not None and self.options.replay is None:
+            chosen = tuple(p.allowing(max_error) for p in chosen)
         order = [p.name for p in catalogue.ALL]
         wanted = (p for p in chosen if p.name not in skipped)
         return catalogue.split(sorted(wanted, key=lambda p: order.index(p.name)))

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pwopt.graph import Facts, Node, Rewriter
 from pwopt.remark import Decline, Exactness, Fact
@@ -77,6 +77,10 @@ class Pass(ABC, Generic[M]):
     @abstractmethod
     def rewrite(self, match: M, variant: Variant, rewriter: Rewriter) -> None:
         """Rewrite *match* through *rewriter*."""
+
+    def allowing(self, max_error: float) -> Self:  # noqa: ARG002 - few passes have more to offer
+        """The pass for users who accept deviations of *max_error*, relative to outputs' scales."""
+        return self
 
     @classmethod
     def options(cls) -> tuple[str, ...]:

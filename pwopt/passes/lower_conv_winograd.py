@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import cache
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 import numpy as np
 
@@ -25,9 +25,10 @@ Array = np.ndarray[Any, Any]
 
 
 class Form(StrEnum):
-    """How many axes are transformed."""
+    """How many axes are transformed, and whether tap by tap along the first one (*bands*)."""
 
     TWO = "2d"
+    BANDS = "2d-bands"
     ONE = "1d"
     ANY = "any"
 
@@ -55,32 +56,34 @@ _FUSABLE_ACTIVATIONS: Final = (
 )
 """Elementwise operators of one tensor that ONNX Runtime fuses into a Gemm right before them."""
 
-_TILES: Final = {Form.TWO: (4, 2), Form.ONE: (4, 6, 2)}
-"""Outputs per tile and axis, the generally faster ones first."""
+_TILES: Final = {Form.TWO: (4, 2, 6), Form.BANDS: (4, 6), Form.ONE: (4, 6, 2)}
+"""Outputs per tile and axis."""
 
-_FILTERINGS: Final = range(6, 9)
-"""Inputs of a tile along the longer axis of the kernel: fewer save too little, F(2,3) never wins;
-for more there are no points that fp32 can bear."""
+_FILTERINGS: Final = {Form.TWO: range(4, 9), Form.BANDS: range(6, 9), Form.ONE: range(6, 9)}
+"""Inputs of a tile along the longer axis of the kernel: fewer save too little, F(2,3) along one
+axis never wins; for more there are no points that fp32 can bear."""
 
-_MOST_AMPLIFICATION: Final = 10.0
-"""The error may grow so much, as a typical value over all axes."""
+_LAYER_ERROR: Final = 1e-6
+"""What a direct convolution in fp32 deviates by at most, relative to its output's scale."""
+
+_FEW_TILES: Final = 8
+"""Fewer tiles than this do not amortise reading the weights of 36 taps."""
+
+_CACHED_BYTES: Final = 2 << 20
+"""A transformed input beyond this is better made and used band by band."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which axes are transformed, and by which tile; its name is that of the variant."""
+    """Which axes are transformed, how, and by which tile; its name is that of the variant."""
 
+    form: Form
     axes: tuple[int, ...]
     tile: int
 
     @property
-    def form(self) -> Form:
-        """The number of axes, as the option has it."""
-        return Form.TWO if len(self.axes) == 2 else Form.ONE
-
-    @property
     def name(self) -> str:
-        """``2d-f4``, ``1d-f6``, ..."""
+        """``2d-f4``, ``2d-bands-f4``, ``1d-f6``, ..."""
         return f"{self.form.value}-f{self.tile}"
 
 
@@ -103,15 +106,21 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         for each row of B^T, with a stride of one tile, and a ``Concat`` on channels; the Conv's
         pads go into these. Then one grouped ``Conv`` with a group per tap, whose kernel is 1 along
         transformed axes; ``Reshape``; ``Gemm`` with A^T (``MatMul`` unless the batch is 1); and
-        tiles into place by ``DepthToSpace``, or by ``Transpose`` where one axis is transformed;
-        ``Slice`` if the last tiles are partial. The bias belongs to the tap of point 1, from
-        which A^T spreads it over the tile as it is. All up to the Reshape are convolutions of
-        aligned channels, so they stay in ONNX Runtime's blocked layout. An activation that is the
-        only reader moves behind the Gemm, with which it fuses. *2d* transforms both axes, *1d*
-        the first one whose kernel is larger than 1; f4 is a tile of 4 outputs per axis. Options:
-        ``form``, ``tile`` (0 for any), and ``weights``: ``session`` leaves them as they are and
-        expresses the transformation by operators that the runtime folds when a session is
-        created; ``file`` stores them transformed.
+        tiles into place by ``DepthToSpace``, or by ``Transpose`` of whole rows where the height
+        alone is transformed; ``Slice`` if the last tiles are partial. The bias belongs to the tap
+        of point 1, from which A^T spreads it over the tile as it is. All up to the Reshape are
+        convolutions of aligned channels, so they stay in ONNX Runtime's blocked layout. An
+        activation that is the only reader moves behind the Gemm, with which it fuses. *2d*
+        transforms both axes, *1d* the first one whose kernel is larger than 1. *2d-bands* does
+        all of that for one tap of the height at a time, which keeps it in the cache: a depthwise
+        Conv for the tap, one for each tap of the width, ``Concat``, a grouped Conv with a group
+        per tap of the width, and a transposed ``Gemm`` that leaves the width's outputs side by
+        side; a Gemm over the bands and a Transpose of whole rows come last. f4 is a tile of 4
+        outputs per axis. Options: ``form``, ``tile`` (0 for any), ``amplification`` (how many
+        times larger a layer's rounding error may become; ``--max-error`` raises it), and
+        ``weights``: ``session`` leaves them as they are and expresses the transformation by
+        operators that the runtime folds when a session is created; ``file`` stores them
+        transformed.
 
     Algebra:
         ``Y = A^T [sum_c (G g G^T) * (B^T d B)] A`` with the matrices of F(m, r): m outputs of r
@@ -131,18 +140,21 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
     Exactness:
         ROUNDING. The function is the same in real arithmetic; fp32 rounding errors grow by about
         the amplification that :mod:`pwopt.numerics.winograd` computes: less than ten times the
-        direct convolution's.
+        direct convolution's, unless more is allowed.
 
     When it pays:
         On CPUs, where ONNX Runtime convolves directly, from 64 channels on: the more channels,
-        the more. Along two axes the transformed weights take 4 times the memory of the original
-        ones, which counts where images are small: below some 14x14 pixels one axis is better, as it
-        is for few channels and large images, where the transforms outweigh the multiplications.
+        the more. 2d-bands is for what does not fit a cache at once; it has many small operators,
+        which cost on several threads where images are small. Along two axes the transformed
+        weights take 4 times the memory of the original ones, which counts where images are small:
+        below some 14x14 pixels f2 is better, or one axis, as it is for few channels and large
+        images, where the transforms outweigh the multiplications.
     """
 
     form: Form | str = Form.ANY
     tile: int = 0
     weights: Weights | str = Weights.SESSION
+    amplification: float = 10.0
 
     class Why(StrEnum):
         """Reasons to decline."""
@@ -179,6 +191,15 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         if self.tile not in tiles:
             allowed = ", ".join(map(str, tiles))
             raise UsageError(f"lower-conv-winograd:tile takes one of {allowed}, not '{self.tile}'")
+        if not self.amplification > 0:
+            raise UsageError(
+                f"lower-conv-winograd:amplification must be above 0, not {self.amplification}"
+            )
+
+    def allowing(self, max_error: float) -> Self:
+        """With larger tiles, as far as a layer's own rounding error may grow to *max_error*."""
+        allowed = round(max_error / _LAYER_ERROR, 3)
+        return replace(self, amplification=max(self.amplification, allowed))
 
     def match(self, node: Node, facts: Facts) -> LowerConvWinogradMatch | Decline:
         """See the class."""
@@ -196,6 +217,7 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         plans = self._plans(conv)
         if not plans:
             return Decline(self.Why.NO_SUCH_FORM, {"kernel": conv.kernel})
+        plans = _by_promise(plans, conv.cin, size)
         activation = facts.sole_consumer(conv.output)
         if not facts.is_op(activation, *_FUSABLE_ACTIVATIONS):
             activation = None
@@ -210,7 +232,7 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         )
 
     def variants(self, match: LowerConvWinogradMatch) -> tuple[Variant, ...]:
-        """The plans; two axes first where both have a kernel."""
+        """The plans, the most promising first."""
         return tuple(Variant(plan.name) for plan in match.plans)
 
     def rewrite(self, match: LowerConvWinogradMatch, variant: Variant, rewriter: Rewriter) -> None:
@@ -251,17 +273,17 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         """What the kernel admits and the options leave."""
         axes = tuple(axis for axis in (0, 1) if conv.kernel[axis] > 1)
         candidates = [
-            Plan(chosen, tile)
-            for form, chosen in ((Form.TWO, axes), (Form.ONE, axes[:1]))
+            Plan(form, axes[:1] if form is Form.ONE else axes, tile)
+            for form, tiles in _TILES.items()
             if form is Form.ONE or len(axes) == 2
-            for tile in _TILES[form]
+            for tile in tiles
         ]
         return tuple(
             plan
             for plan in candidates
             if self.form in (plan.form, Form.ANY)
             and self.tile in (plan.tile, 0)
-            and _amplification(plan, conv.kernel) <= _MOST_AMPLIFICATION
+            and _amplification(plan, conv.kernel) <= self.amplification
         )
 
 
@@ -276,106 +298,176 @@ class _Lowering(Emitter):
         self.conv = match.conv
         self.activation = match.activation
         self.size = match.size
+        self.form = plan.form
         self.axes = plan.axes
         self.tile = plan.tile
         self.in_file = in_file
+        self.kernels: dict[tuple[int, int, int], Tensor] = {}
+        self.flat_weight: Tensor | None = None
         self.filters = {a: minimal_filtering(plan.tile, match.conv.kernel[a]) for a in plan.axes}
         self.taps = math.prod(f.size for f in self.filters.values())
         self.grid = tuple(
             -(-n // plan.tile) if a in plan.axes else n for a, n in enumerate(match.size)
         )
         self.batch = (self.facts.shape(match.conv.input) or (None,))[0]
+        self.lead = 1 if self.batch == 1 else 0
 
     def write(self) -> None:
         conv = self.conv
         result = conv.output if self.activation is None else self.activation.outputs[0]
         self.rewriter.remove(conv.node)
+        y = self.by_bands() if self.form is Form.BANDS else self.at_once()
+        self.cropped(y)
+        self.finish(result)
+
+    def at_once(self) -> Tensor:
+        """All taps by one convolution."""
+        conv = self.conv
         x, channels = conv.input, conv.cin
         extent = self.input_size()
         for axis in self.axes:
-            x, channels = self.transformed_input(x, channels, extent, axis)
+            x, channels = self.transformed(x, channels, extent, axis)
             extent[axis] = self.grid[axis]
-        y = self.products(x)
-        y = self.activated(self.combined(y))
-        self.cropped(self.interleaved(y))
-        self.finish(result)
+        kernel = [1 if a in self.axes else k for a, k in enumerate(conv.kernel)]
+        pads = [0 if a % 2 in self.axes else p for a, p in enumerate(self.pads())]
+        bias = self.bias(self.taps, self.tap_of_one())
+        y = self.products(x, self.weight(kernel, self.weight_transform()), bias, kernel, pads)
+        if self.axes == (1,):
+            y = self.activated(self.side_by_side(y, self.output_transform()))
+            full = (conv.cout, self.grid[0], self.grid[1] * self.tile)
+            return self.reshape(y, (self.lead, *full), (self.batch, *full))
+        y = self.reshape_image(y, (self.taps, conv.cout * math.prod(self.grid)))
+        return self.interleaved(self.activated(self.combined(y, self.output_transform())))
+
+    def by_bands(self) -> Tensor:
+        """Tap by tap along the height, all of the width's taps by one convolution.
+
+        What one tap of the height needs stays in the cache from transform to A^T, and A^T leaves
+        the width's outputs where they belong.
+        """
+        conv, extent = self.conv, self.input_size()
+        rows, columns = (self.filters[axis] for axis in self.axes)
+        band = [self.grid[0], extent[1]]
+        transform = self.weight_transform().reshape(-1, columns.size, rows.size)
+        flat = conv.cout * self.grid[0] * self.grid[1] * self.tile
+        parts = []
+        for p in range(rows.size):
+            x = self.filtered(conv.input, conv.cin, extent, 0, p)
+            x, _ = self.transformed(x, conv.cin, band, 1)
+            bias = None
+            if p == rows.points.index(Fraction(1)):
+                bias = self.bias(columns.size, columns.points.index(Fraction(1)))
+            weight = self.weight([1, 1], transform[:, :, p])
+            y = self.products(x, weight, bias, [1, 1], [0, 0, 0, 0])
+            y = self.side_by_side(y, columns.output_array)
+            parts.append(self.reshape_image(y, (1, flat)))
+        shape: list[Dim] = [rows.size, flat] if self.batch == 1 else [self.batch, rows.size, flat]
+        y = self.emit("Concat", parts, shape, {"axis": len(shape) - 2})
+        y = self.activated(self.combined(y, rows.output_array))
+        return self.rows_in_place(y, (conv.cout * self.grid[0], self.grid[1] * self.tile))
 
     # -- the steps -----------------------------------------------------------------------------
 
-    def transformed_input(
+    def transformed(
         self, x: Tensor, channels: int, extent: Sequence[int], axis: int
     ) -> tuple[Tensor, int]:
         """B^T along *axis*: ``[N, taps * C, ...]`` with the taps outermost."""
-        f, grid = self.filters[axis], self.grid[axis]
+        size = self.filters[axis].size
+        parts = [self.filtered(x, channels, extent, axis, tap) for tap in range(size)]
+        shape: list[Dim] = [self.batch, channels * size, *extent]
+        shape[axis + 2] = self.grid[axis]
+        return self.emit("Concat", parts, shape, {"axis": 1}), channels * size
+
+    def filtered(
+        self, x: Tensor, channels: int, extent: Sequence[int], axis: int, tap: int
+    ) -> Tensor:
+        """One row of B^T along *axis*: a depthwise convolution with a stride of one tile."""
+        row, grid = self.filters[axis].input_array[tap], self.grid[axis]
+        kernel, pads = _window(row, self.pads()[axis], extent[axis], grid, self.tile)
+        kernel = kernel.reshape((1, 1, -1, 1) if axis == 0 else (1, 1, 1, -1))
+        attributes: dict[str, int | Sequence[int]] = {
+            "group": channels,
+            "kernel_shape": kernel.shape[2:],
+            "strides": [self.tile if a == axis else 1 for a in (0, 1)],
+            "pads": [pads[0], 0, pads[1], 0] if axis == 0 else [0, pads[0], 0, pads[1]],
+        }
+        key = (axis, tap, channels)
+        if key not in self.kernels:
+            self.kernels[key] = self.repeated(kernel, channels)
         shape: list[Dim] = [self.batch, channels, *extent]
         shape[axis + 2] = grid
-        strides = [self.tile if a == axis else 1 for a in (0, 1)]
-        rows = []
-        for row in f.input_array:
-            kernel, pads = _window(row, self.begin_pad(axis), extent[axis], grid, self.tile)
-            kernel = kernel.reshape((1, 1, -1, 1) if axis == 0 else (1, 1, 1, -1))
-            attributes: dict[str, int | Sequence[int]] = {
-                "group": channels,
-                "kernel_shape": kernel.shape[2:],
-                "strides": strides,
-                "pads": [pads[0], 0, pads[1], 0] if axis == 0 else [0, pads[0], 0, pads[1]],
-            }
-            weight = self.repeated(kernel, channels)
-            rows.append(self.emit("Conv", [x, weight], shape, attributes))
-        shape[1] = channels * f.size
-        return self.emit("Concat", rows, shape, {"axis": 1}), channels * f.size
+        return self.emit("Conv", [x, self.kernels[key]], shape, attributes)
 
-    def products(self, x: Tensor) -> Tensor:
+    def products(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        kernel: Sequence[int],
+        pads: Sequence[int],
+    ) -> Tensor:
         """The convolutions over channels, one group per tap."""
-        conv = self.conv
-        kernel = [1 if a in self.axes else k for a, k in enumerate(conv.kernel)]
-        pads = [0 if a % 2 in self.axes else p for a, p in enumerate(self.pads())]
+        channels = self.facts.shape(weight)
+        assert channels is not None
+        assert isinstance(channels[0], int)
         attributes: dict[str, int | Sequence[int]] = {
-            "group": self.taps,
+            "group": channels[0] // self.conv.cout,
             "kernel_shape": kernel,
             "pads": pads,
         }
-        operands = [x, self.weight(kernel)]
-        bias = self.facts.constant(conv.bias)
-        if bias is not None:
-            spread = np.zeros((self.taps, conv.cout), np.float32)
-            spread[self.tap_of_one()] = bias
-            operands.append(self.rewriter.constant(f"{self.name}/bias", spread.reshape(-1)))
-        return self.emit(
-            "Conv", operands, (self.batch, self.taps * conv.cout, *self.grid), attributes
-        )
+        operands = [x, weight] if bias is None else [x, weight, bias]
+        return self.emit("Conv", operands, (self.batch, channels[0], *self.grid), attributes)
 
-    def combined(self, y: Tensor) -> Tensor:
-        """A^T on the taps: ``[taps, Cout * tiles]`` to ``[tile, Cout * tiles]``."""
-        matrix = self.output_transform()
-        rows = self.tile ** len(self.axes)
-        columns = self.conv.cout * math.prod(self.grid)
+    def combined(self, y: Tensor, matrix: Array) -> Tensor:
+        """A^T on the taps, the outer axis of *y* (behind the batch, if that is not 1)."""
         weight = self.rewriter.constant(f"{self.name}/output", matrix.astype(np.float32))
+        *_, columns = y.shape
         if self.batch != 1:
-            flat = self.reshape(y, (0, self.taps, columns), (self.batch, self.taps, columns))
-            return self.emit("MatMul", [weight, flat], (self.batch, rows, columns))
-        flat = self.reshape(y, (self.taps, columns), (self.taps, columns))
-        operands = [weight, flat]
+            return self.emit("MatMul", [weight, y], (self.batch, len(matrix), columns))
+        return self.gemm(weight, y, (len(matrix), columns), {})
+
+    def side_by_side(self, y: Tensor, matrix: Array) -> Tensor:
+        """A^T on the taps, the outer axis of *y*, with the outputs as the innermost one."""
+        taps, columns = matrix.shape[1], self.conv.cout * math.prod(self.grid)
+        weight = self.rewriter.constant(f"{self.name}/output", matrix.T.astype(np.float32))
+        y = self.reshape_image(y, (taps, columns))
+        if self.batch == 1:
+            return self.gemm(y, weight, (columns, len(matrix)), {"transA": 1})
+        turned = self.transpose(y, 0, 2, 1)
+        return self.emit("MatMul", [turned, weight], (self.batch, columns, len(matrix)))
+
+    def gemm(
+        self, a: Tensor, b: Tensor, shape: Sequence[Dim], attributes: Mapping[str, int]
+    ) -> Tensor:
+        operands = [a, b]
         if not self.facts.has_op("Gemm", since=11):
             # The third operand is optional from opset 11 on.
             operands.append(self.rewriter.constant(f"{self.name}/zero", np.zeros(1, np.float32)))
-        return self.emit("Gemm", operands, (rows, columns))
+        return self.emit("Gemm", operands, shape, attributes)
 
     def interleaved(self, y: Tensor) -> Tensor:
-        """Tiles side by side: ``[N, Cout, *(tiles * tile)]``."""
+        """Tiles, the outer axis, into place along the height and what else is transformed."""
         cout, grid, m = self.conv.cout, self.grid, self.tile
-        lead = 1 if self.batch == 1 else 0
-        full = tuple(g * m if a in self.axes else g for a, g in enumerate(grid))
-        if len(self.axes) == 2:
-            stacked = (m * m * cout, *grid)
-            y = self.reshape(y, (lead, *stacked), (self.batch, *stacked))
-            return self.emit("DepthToSpace", [y], (self.batch, cout, *full), {"blocksize": m})
-        split = (m, cout, *grid)
-        y = self.reshape(y, (lead, *split), (self.batch, *split))
-        perm = [0, 2, 3, 1, 4] if self.axes == (0,) else [0, 2, 3, 4, 1]
-        inner = (grid[0], m, grid[1]) if self.axes == (0,) else (*grid, m)
-        y = self.emit("Transpose", [y], (self.batch, cout, *inner), {"perm": perm})
-        return self.reshape(y, (lead, cout, *full), (self.batch, cout, *full))
+        if self.axes == (0,):
+            return self.rows_in_place(y, (cout * grid[0], grid[1]))
+        stacked = (m * m * cout, *grid)
+        y = self.reshape(y, (self.lead, *stacked), (self.batch, *stacked))
+        shape = (self.batch, cout, grid[0] * m, grid[1] * m)
+        return self.emit("DepthToSpace", [y], shape, {"blocksize": m})
+
+    def rows_in_place(self, y: Tensor, plane: tuple[int, int]) -> Tensor:
+        """From ``[tile, rows, width]`` to ``[N, Cout, rows / Cout * tile, width]``."""
+        split = (self.tile, *plane)
+        y = self.reshape(y, (self.lead, *split), (self.batch, *split))
+        y = self.transpose(y, 0, 2, 1, 3)
+        full = (self.conv.cout, self.grid[0] * self.tile, plane[1])
+        return self.reshape(y, (self.lead, *full), (self.batch, *full))
+
+    def reshape_image(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """What belongs to one image as *shape*; the batch stays in front unless it is 1."""
+        if self.batch == 1:
+            return self.reshape(y, shape, shape)
+        return self.reshape(y, (0, *shape), (self.batch, *shape))
 
     def cropped(self, y: Tensor) -> Tensor:
         """Without what the last tiles have too many."""
@@ -393,30 +485,45 @@ class _Lowering(Emitter):
 
     # -- weights -------------------------------------------------------------------------------
 
-    def weight(self, kernel: Sequence[int]) -> Tensor:
-        """The transformed weight, ``[taps * Cout, Cin, *kernel]``."""
+    def weight(self, kernel: Sequence[int], transform: Array) -> Tensor:
+        """The transformed weight, ``[taps * Cout, Cin, *kernel]``.
+
+        Args:
+            kernel: what is left of the kernel's height and width.
+            transform: ``[kh * kw, taps * rest]`` with the rest of the kernel innermost.
+        """
         conv = self.conv
-        transform = self.weight_transform()
-        shape = (self.taps * conv.cout, conv.cin, *kernel)
+        rest = math.prod(kernel)
+        taps = transform.shape[1] // rest
+        shape = (taps * conv.cout, conv.cin, *kernel)
         values = self.facts.constant(conv.weight)
         assert values is not None
         if self.in_file:
             flat = values.reshape(conv.cout, conv.cin, -1).astype(np.float64) @ transform
-            spread = flat.reshape(conv.cout, conv.cin, self.taps, -1).transpose(2, 0, 1, 3)
+            spread = flat.reshape(conv.cout, conv.cin, taps, -1).transpose(2, 0, 1, 3)
             transformed = spread.astype(np.float32).reshape(shape)
             return self.rewriter.constant(f"{conv.weight.name}/transformed", transformed)
         # All of this is constant: the runtime computes it once, when it creates a session.
-        rest = math.prod(kernel)
         plane = math.prod(conv.kernel)
         matrix = self.rewriter.constant(f"{self.name}/weight", transform.astype(np.float32))
         flat_shape = (conv.cout * conv.cin, plane)
-        tensor = self.reshape(conv.weight, flat_shape, flat_shape)
-        tensor = self.emit("MatMul", [tensor, matrix], (flat_shape[0], self.taps * rest))
-        split = (flat_shape[0], self.taps, rest)
+        if self.flat_weight is None:
+            self.flat_weight = self.reshape(conv.weight, flat_shape, flat_shape)
+        tensor = self.emit("MatMul", [self.flat_weight, matrix], (flat_shape[0], taps * rest))
+        split = (flat_shape[0], taps, rest)
         tensor = self.reshape(tensor, split, split)
-        turned = (self.taps, flat_shape[0], rest)
+        turned = (taps, flat_shape[0], rest)
         tensor = self.emit("Transpose", [tensor], turned, {"perm": [1, 0, 2]})
         return self.reshape(tensor, shape, shape)
+
+    def bias(self, taps: int, place: int) -> Tensor | None:
+        """The bias at tap *place* of so many: from point 1, A^T spreads it as it is."""
+        bias = self.facts.constant(self.conv.bias)
+        if bias is None:
+            return None
+        spread = np.zeros((taps, self.conv.cout), np.float32)
+        spread[place] = bias
+        return self.rewriter.constant(f"{self.name}/bias", spread.reshape(-1))
 
     def weight_transform(self) -> Array:
         """``[kh * kw, taps * rest]``: G on transformed axes; the other one stays as the rest."""
@@ -464,9 +571,6 @@ class _Lowering(Emitter):
         assert self.conv.pads is not None
         return self.conv.pads
 
-    def begin_pad(self, axis: int) -> int:
-        return self.pads()[axis]
-
     def input_size(self) -> list[int]:
         pads, kernel = self.pads(), self.conv.kernel
         return [self.size[a] + kernel[a] - 1 - pads[a] - pads[a + 2] for a in (0, 1)]
@@ -485,9 +589,26 @@ def _member(kind: type[E], key: str, value: str) -> E:
 @cache
 def _amplification(plan: Plan, kernel: tuple[int, ...]) -> float:
     """How much the error grows; infinite where the tile is not used."""
-    if max(plan.tile + kernel[a] - 1 for a in plan.axes) not in _FILTERINGS:
+    if max(plan.tile + kernel[a] - 1 for a in plan.axes) not in _FILTERINGS[plan.form]:
         return math.inf
     return math.prod(minimal_filtering(plan.tile, kernel[a]).amplification for a in plan.axes)
+
+
+def _by_promise(plans: tuple[Plan, ...], cin: int, size: tuple[int, int]) -> tuple[Plan, ...]:
+    """In the order that shapes like this mostly have: the tuner stops behind a leader.
+
+    Where there are few tiles, the weights of many taps are read for little; where there are many,
+    what is transformed does not stay in a cache.
+    """
+    tiles = math.prod(-(-n // 4) for n in size)
+    if tiles < _FEW_TILES:
+        order = ["2d-f2", "1d-f4", "2d-f4"]
+    elif 36 * 4 * cin * tiles > _CACHED_BYTES:
+        order = ["2d-bands-f4", "1d-f6", "2d-f4", "1d-f4"]
+    else:
+        order = ["2d-f4", "1d-f4", "2d-bands-f4", "2d-f2", "1d-f6"]
+    ranks = {name: rank for rank, name in enumerate(order)}
+    return tuple(sorted(plans, key=lambda plan: ranks.get(plan.name, len(ranks))))
 
 
 def _output_size(conv: ConvFacts, facts: Facts) -> tuple[int, int] | None:

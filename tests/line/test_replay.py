@@ -65,6 +65,13 @@ def optimized(source: Path, effort: Effort = Effort.NONE, **options: Any) -> tup
     return output, read_script(source.with_name("report.json"))
 
 
+def test_a_larger_error_reaches_the_passes_that_can_use_it(source: Path) -> None:
+    _, script = optimized(source, max_error=1e-3)
+    assert "lower-conv-winograd:amplification=1000.0" in script.recipe.passes
+    _, script = optimized(source)
+    assert "lower-conv-winograd" in script.recipe.passes
+
+
 def replayed(source: Path, script: Script, **options: Any) -> tuple[Path, pwopt.Report]:
     output = source.with_name("second.onnx")
     report = pwopt.optimize(source, output, TARGET, pwopt.Options(replay=script, **options))
@@ -76,12 +83,13 @@ def replayed(source: Path, script: Script, **options: Any) -> tuple[Path, pwopt.
     [
         {},
         {"opset": 19},
+        {"max_error": 1e-3},
         {"passes": (passes.LowerPointwiseConv(), passes.RaiseActivation())},
         {"skip_passes": ("raise-activation",)},
         {"rewrite_limit": 9},
         {"effort": Effort.QUICK, "time_limit_s": 0.0},
     ],
-    ids=["default", "opset", "passes", "skip", "limit", "quick"],
+    ids=["default", "opset", "error", "passes", "skip", "limit", "quick"],
 )
 def test_a_replay_gives_the_same_file(source: Path, settings: dict[str, Any]) -> None:
     first, script = optimized(source, **settings)

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 
 from pwopt import models
 from pwopt.errors import UsageError
+from pwopt.passes import parse_spec
 from pwopt.passes.lower_conv_winograd import LowerConvWinograd
 from tests.passes.harness import (
     Array,
@@ -29,7 +30,7 @@ from tests.passes.harness import (
 )
 
 Why = LowerConvWinograd.Why
-SQUARE = ("2d-f4", "1d-f4", "1d-f6")
+SQUARE = ("2d-f4", "1d-f4", "2d-bands-f4", "2d-f2", "1d-f6")
 OPSETS = (8, 9, 10, 11, 13, 17, 18, 21, 22, 23)
 ERROR_GROWTH = 10
 """The pass's promise: at most so many times the direct convolution's own error."""
@@ -144,6 +145,20 @@ def test_one_axis() -> None:
     assert helper.get_node_attr_value(product, "pads") == [0, 1, 0, 1]
 
 
+def test_bands() -> None:
+    out = lower(Spec(activation="Relu", dims=(1, 16, 8, 12)), "2d-bands-f4")
+    band = [*["Conv"] * 7, "Concat", "Conv", "Reshape", "Gemm", "Reshape"]
+    tail = ["Concat", "Gemm", "Relu", "Reshape", "Transpose", "Reshape"]
+    assert out.ops == [*band * 6, *tail]
+    biased = [n for n in convs(out) if len(n.input) == 3]
+    assert len(biased) == 1
+
+
+def test_one_axis_along_the_width_needs_no_transposition() -> None:
+    out = lower(Spec(activation="Relu", dims=(1, 16, 8, 12), kernel=(1, 3)), "1d-f4")
+    assert out.ops == [*["Conv"] * 6, "Concat", "Conv", "Reshape", "Gemm", "Relu", "Reshape"]
+
+
 def test_partial_tiles_are_cut_off() -> None:
     assert lower(Spec(), "2d-f4").ops[-1] == "Slice"
     assert lower(Spec(), "1d-f6").ops[-1] == "Slice"
@@ -198,7 +213,8 @@ def test_the_runtime_keeps_all_convolutions_blocked(variant: str, tmp_path: Any)
     if "com.microsoft.nchwc" not in kinds:
         pytest.skip("this machine has no blocked layout")
     assert kinds == {"com.microsoft.nchwc"}
-    assert sum(n.op_type.startswith("Reorder") for n in graph.node) == 2
+    exits = 6 if "bands" in variant else 1
+    assert sum(n.op_type.startswith("Reorder") for n in graph.node) == 1 + exits
     assert "FusedGemm" in [n.op_type for n in graph.node]
 
 
@@ -230,18 +246,44 @@ def test_variants_by_kernel() -> None:
 def test_options_restrict_the_variants() -> None:
     assert run_pass(LowerConvWinograd(form="2d"), Spec().build()).applied == 1
     assert offered(Spec(), LowerConvWinograd(form="1d")) == ["1d-f4", "1d-f6"]
-    assert offered(Spec(), LowerConvWinograd(tile=4)) == ["2d-f4", "1d-f4"]
+    assert offered(Spec(), LowerConvWinograd(tile=4)) == ["2d-f4", "1d-f4", "2d-bands-f4"]
+    assert run_pass(LowerConvWinograd(form="2d-bands"), Spec().build()).applied == 1
     assert LowerConvWinograd(tile=4).spec() == "lower-conv-winograd:tile=4"
     assert LowerConvWinograd(form="1d") == LowerConvWinograd("1d", 0, "session")
 
 
 def test_an_unknown_option_value_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="2d, 1d, any"):
+    with pytest.raises(UsageError, match="2d, 2d-bands, 1d, any"):
         LowerConvWinograd(form="3d")
     with pytest.raises(UsageError, match="session, file"):
         LowerConvWinograd(weights="cloud")
     with pytest.raises(UsageError, match="0, 2, 4, 6"):
         LowerConvWinograd(tile=5)
+    with pytest.raises(UsageError, match="above 0"):
+        LowerConvWinograd(amplification=0.0)
+
+
+def test_the_order_of_variants_follows_the_shape() -> None:
+    few = offered(Spec(dims=(1, 512, 7, 7), cout=16), LowerConvWinograd())
+    assert few[:2] == ["2d-f2", "1d-f4"]
+    large = offered(Spec(dims=(1, 128, 56, 56)), LowerConvWinograd())
+    assert large[:2] == ["2d-bands-f4", "1d-f6"]
+    assert sorted(few) == sorted(large) == sorted(SQUARE)
+
+
+def test_larger_errors_allow_larger_tiles() -> None:
+    pass_ = LowerConvWinograd()
+    assert pass_.allowing(1e-6) == pass_
+    loose = pass_.allowing(1e-3)
+    assert set(offered(Spec(), loose)) - set(SQUARE) == {"2d-f6", "2d-bands-f6"}
+    assert "2d-f4" in offered(Spec(kernel=(5, 5)), loose)
+    assert loose.spec() == "lower-conv-winograd:amplification=1000.0"
+    assert parse_spec(loose.spec()) == loose
+    proto = Spec(dims=(1, 32, 13, 14)).build()
+    for form in ("2d", "2d-bands"):
+        out = run_pass(replace(loose, form=form, tile=6), proto)
+        assert out.applied == 1
+        assert_same_outputs(proto, out.model, np.random.default_rng(0), factor=30)
 
 
 # -- declines ------------------------------------------------------------------------------------
@@ -390,8 +432,9 @@ def test_a_tile_larger_than_the_image(variant: str) -> None:
 
 
 KERNELS = [
-    *[((3, 3), SQUARE)] * 3,
+    *[((3, 3), SQUARE)] * 4,
     ((5, 5), ("2d-f2", "1d-f4", "1d-f2")),
+    ((2, 2), ("2d-f4",)),
     ((1, 3), ("1d-f4", "1d-f6")),
     ((3, 1), ("1d-f4", "1d-f6")),
     ((1, 5), ("1d-f4", "1d-f2")),
