@@ -32,7 +32,7 @@ _POINTS: Final = MappingProxyType(
             3: "0 1",
             4: "0 1 -1",
             5: "0 1 -1/2 -2",
-            6: "0 1 -1 1/2 -2",
+            6: "0 5/8 -5/8 3/2 -3/2",
             7: "0 1 -1 1/2 -1/2 4",
             8: "0 1 -1 1/2 -1/2 2 -2",
         }.items()
@@ -86,6 +86,21 @@ class Filtering:
         return _array(self.input, (self.size, self.size))
 
     @cached_property
+    def constant(self) -> Array:
+        """What the products must be for every output to be 1, float64, ``[m + r - 1]``.
+
+        Outputs are ``sum_p w_p p^i``, so w are Lagrange's polynomials of the finite points, taken
+        at 1: the unit vector of point 1 where that is among them. Infinity adds what the last
+        output lacks, which is nothing from two taps on.
+        """
+        weights = [
+            math.prod(((1 - q) / (p - q) for q in self.points if q != p), start=Fraction(1))
+            for p in self.points
+        ]
+        last = (p ** (self.m - 1) * w for p, w in zip(self.points, weights, strict=True))
+        return np.array([float(w) for w in (*weights, 1 - sum(last))])
+
+    @cached_property
     def amplification(self) -> float:
         """Typical error relative to the direct sum's, in one dimension; its square in two.
 
@@ -112,9 +127,9 @@ class Filtering:
 def recommended_points(size: int) -> tuple[Fraction, ...]:
     """Finite points for ``m + r - 1 = size`` that amplify errors least.
 
-    They are the best for r = 3 (and for r = 5 from a size of 6 on) of all sets of 0, 1 and other
-    signed powers of two from 1/4 to 4, by which a floating-point number is multiplied exactly.
-    The column of A^T that belongs to 1 is all ones.
+    They are the best for r = 3 of all sets of 0 and signed eighths up to 5/2 that are symmetric
+    about 0 (of signed powers of two where that is impossible). Such points and their powers are
+    floating-point numbers of few digits, so that B^T and A^T are exact.
 
     Raises:
         ValueError: *size* is not within 1..8.

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from fractions import Fraction
 from functools import cache
 from typing import Any, ClassVar, Final, Self, TypeVar
 
@@ -107,8 +106,8 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         pads go into these. Then one grouped ``Conv`` with a group per tap, whose kernel is 1 along
         transformed axes; ``Reshape``; ``Gemm`` with A^T (``MatMul`` unless the batch is 1); and
         tiles into place by ``DepthToSpace``, or by ``Transpose`` of whole rows where the height
-        alone is transformed; ``Slice`` if the last tiles are partial. The bias belongs to the tap
-        of point 1, from which A^T spreads it over the tile as it is. All up to the Reshape are
+        alone is transformed; ``Slice`` if the last tiles are partial. The bias is spread over
+        the taps such that A^T gives it back to every output. All up to the Reshape are
         convolutions of aligned channels, so they stay in ONNX Runtime's blocked layout. An
         activation that is the only reader moves behind the Gemm, with which it fuses. *2d*
         transforms both axes, *1d* the first one whose kernel is larger than 1. *2d-bands* does
@@ -330,7 +329,7 @@ class _Lowering(Emitter):
             extent[axis] = self.grid[axis]
         kernel = [1 if a in self.axes else k for a, k in enumerate(conv.kernel)]
         pads = [0 if a % 2 in self.axes else p for a, p in enumerate(self.pads())]
-        bias = self.bias(self.taps, self.tap_of_one())
+        bias = self.bias(self.constant())
         y = self.products(x, self.weight(kernel, self.weight_transform()), bias, kernel, pads)
         if self.axes == (1,):
             y = self.activated(self.side_by_side(y, self.output_transform()))
@@ -354,9 +353,7 @@ class _Lowering(Emitter):
         for p in range(rows.size):
             x = self.filtered(conv.input, conv.cin, extent, 0, p)
             x, _ = self.transformed(x, conv.cin, band, 1)
-            bias = None
-            if p == rows.points.index(Fraction(1)):
-                bias = self.bias(columns.size, columns.points.index(Fraction(1)))
+            bias = self.bias(rows.constant[p] * columns.constant)
             weight = self.weight([1, 1], transform[:, :, p])
             y = self.products(x, weight, bias, [1, 1], [0, 0, 0, 0])
             y = self.side_by_side(y, columns.output_array)
@@ -516,14 +513,13 @@ class _Lowering(Emitter):
         tensor = self.emit("Transpose", [tensor], turned, {"perm": [1, 0, 2]})
         return self.reshape(tensor, shape, shape)
 
-    def bias(self, taps: int, place: int) -> Tensor | None:
-        """The bias at tap *place* of so many: from point 1, A^T spreads it as it is."""
+    def bias(self, spread: Array) -> Tensor | None:
+        """The bias times what A^T makes ones of; ``None`` if nothing of it is at these taps."""
         bias = self.facts.constant(self.conv.bias)
-        if bias is None:
+        if bias is None or not spread.any():
             return None
-        spread = np.zeros((taps, self.conv.cout), np.float32)
-        spread[place] = bias
-        return self.rewriter.constant(f"{self.name}/bias", spread.reshape(-1))
+        values = np.outer(spread, bias.astype(np.float64)).astype(np.float32)
+        return self.rewriter.constant(f"{self.name}/bias", values.reshape(-1))
 
     def weight_transform(self) -> Array:
         """``[kh * kw, taps * rest]``: G on transformed axes; the other one stays as the rest."""
@@ -546,13 +542,12 @@ class _Lowering(Emitter):
         both: Array = np.einsum("ip,jq->ijqp", *parts)
         return both.reshape(self.tile**2, self.taps)
 
-    def tap_of_one(self) -> int:
-        """Where point 1 stands among the taps, along every axis."""
-        index = 0
-        for axis in reversed(self.axes):
-            f = self.filters[axis]
-            index = index * f.size + f.points.index(Fraction(1))
-        return index
+    def constant(self) -> Array:
+        """What the taps must be for every output to be 1; the first axis is innermost."""
+        values: Array = np.ones(1)
+        for axis in self.axes:
+            values = np.outer(self.filters[axis].constant, values).reshape(-1)
+        return values
 
     def repeated(self, kernel: Array, channels: int) -> Tensor:
         """One kernel for all channels: ``[channels, 1, *kernel]``."""
