@@ -33,6 +33,7 @@ from pwopt.passes.lower_resize import LowerResize
 from pwopt.passes.merge_groups import MergeGroups
 from pwopt.passes.merge_parallel_conv import MergeParallelConv
 from pwopt.passes.raise_activation import RaiseActivation
+from pwopt.passes.raise_global_pool import RaiseGlobalPool
 from pwopt.passes.raise_pointwise_matmul import RaisePointwiseMatmul
 from pwopt.passes.raise_shortcut import RaiseShortcut
 from pwopt.passes.reparameterize import Reparameterize
@@ -71,6 +72,7 @@ __all__ = [
     "Match",
     "Pass",
     "RaiseActivation",
+    "RaiseGlobalPool",
     "RaisePointwiseMatmul",
     "RaiseShortcut",
     "Reparameterize",
@@ -84,6 +86,7 @@ SIMPLIFY: tuple[Pass[Any], ...] = (
     RaisePointwiseMatmul(),
     EliminateTranspose(),
     RaiseActivation(),
+    RaiseGlobalPool(),
     FoldBatchNormalization(),
     FoldAffine(),
     Reparameterize(),
