@@ -83,7 +83,7 @@ class RaiseGlobalPool(Pass[RaiseGlobalPoolMatch]):
         found = facts.attr_ints(node, "axes", ()) if axes is None else axes.reshape(-1)
         normal = sorted(int(axis) % rank for axis in found)
         if normal != list(range(2, rank)):
-            return Decline(self.Why.NOT_OVER_SPACE, {"axes": normal})
+            return Decline(self.Why.NOT_OVER_SPACE, {"axes": [*normal]})
         if dtype is None or dtype not in _DTYPES:
             return Decline(self.Why.ELEMENT_TYPE, {"dtype": str(dtype)})
         keeps = bool(facts.attr_int(node, "keepdims", 1))
