@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +15,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 
@@ -270,6 +271,8 @@ class _Line:
         self.start = time.perf_counter()
         self.notes: list[str] = []
         self.prepared = False
+        self.known: dict[str, Any] | None = None
+        self.ask: Callable[[], Future[Oracle]]
         self.cache = None if options.cache is None else Cache(options.cache, self.notes.append)
 
     def run(self) -> Report:
@@ -299,7 +302,11 @@ class _Line:
             ThreadPoolExecutor(max_workers=1) as beside,
         ):
             precision = "float16" if has_float16(model) else None
-            oracle = beside.submit(self._oracle, model.depth, precision)
+            depth = model.depth
+            self.known = self._known()
+            self.ask = lambda: beside.submit(self._oracle, depth, precision)
+            is_verified = self.known is not None and self.known["verification"] is not None
+            oracle = beside.submit(self._inputs_alone) if is_verified else self.ask()
             bench = self._workbench(model, oracle, Path(scratch))
             try:
                 yield bench
@@ -338,6 +345,19 @@ class _Line:
                 " they are treated as constants (--keep-overridable-initializers prevents this)."
             )
         return model
+
+    def _known(self) -> dict[str, Any] | None:
+        """What an earlier search on this model and target ended with."""
+        is_search = self.options.replay is None and self.options.effort is not Effort.NONE
+        if self.cache is None or not is_search:
+            return None
+        found: dict[str, Any] | None = self.cache.get(*self._search_key())
+        return found
+
+    def _inputs_alone(self) -> Oracle:
+        """Enough for timing a model that was verified before."""
+        rng = np.random.default_rng(self.options.seed)
+        return Oracle(input_sets(self.source, self.options.inputs, self.target, rng), None)
 
     def _oracle(self, depth: int, precision: str | None) -> Oracle:
         """Run the original; in a thread of its own, so that rewriting need not wait for it."""
@@ -419,9 +439,13 @@ class _Line:
         )
         if self.options.effort is Effort.NONE:
             bench.build(rulings)  # while the original still runs
-        if bench.reference is None:
-            return Found(None, rulings, None, "the original cannot be executed on this target")
         try:
+            found = None if self.known is None else self._confirmed(bench, rulings, self.known)
+            if found is not None:
+                return found
+            if bench.reference is None:
+                reason = "the original cannot be executed on this target"
+                return Found(None, rulings, None, reason)
             if self.options.effort is Effort.NONE:
                 return self._without_clock(bench, rulings)
             return self._with_clock(bench, rulings)
@@ -433,24 +457,47 @@ class _Line:
         build = settle(bench, bench.build(rulings))
         return Found(build, build.rulings, None, build.stop.value)
 
-    def _with_clock(self, bench: Workbench, rulings: Rulings) -> Found:
-        """Search, or confirm what an earlier search on this model and target ended with."""
-        key = self._search_key()
-        known = None if self.cache is None else self.cache.get(*key)
-        if known is not None and known["rulings"] is None:
+    def _confirmed(self, bench: Workbench, rulings: Rulings, known: dict[str, Any]) -> Found | None:
+        """The end of an earlier search, if it holds; its verification, if it is the very file."""
+        if known["rulings"] is None:
             return Found(None, rulings, None, f"decided by an earlier search: {known['reason']}")
-        if known is not None:
-            found = confirm(bench, self.options.effort, rulings.with_decisions(known["rulings"]))
-            if found is not None:
-                return found
+        rulings = rulings.with_decisions(known["rulings"])
+        build = bench.build(rulings)
+        if known["verification"] is not None:
+            if build.written.sha256 != known["sha256"]:  # written by another version of onnx, say
+                bench.consult(self.ask())
+                return None
+            bench.trust(build.written.sha256, Verification.from_json(known["verification"]))
+        found = confirm(bench, self.options.effort, rulings, known["seconds"])
+        if found is None and known["verification"] is not None:
+            bench.consult(self.ask())
+        return found
+
+    def _with_clock(self, bench: Workbench, rulings: Rulings) -> Found:
+        """Search, and remember what it ended with."""
         try:
             with _ends_early_on_interrupt(bench):
                 found = search(bench, self.options.effort, rulings, self.options.time_limit_s)
         except InterruptedSearch:
             raise KeyboardInterrupt from None  # nothing to end with yet, or confirming
-        if self.cache is not None and not found.is_partial:
-            decisions = None if found.build is None else found.rulings.decisions()
-            self.cache.put({"rulings": decisions, "reason": found.reason}, *key)
+        if self.cache is None or found.is_partial:
+            return found
+        end: dict[str, Any] = {
+            "rulings": None,
+            "reason": found.reason,
+            "seconds": time.perf_counter() - self.start,
+            "sha256": None,
+            "verification": {},
+        }
+        if found.build is not None:
+            verification = bench.verify(found.build)
+            assert verification is not None
+            end["rulings"] = found.build.rulings.decisions()
+            end["sha256"] = found.build.written.sha256
+            # Which provider runs which node is looked at anew on a device.
+            is_kept = verification.placement is None
+            end["verification"] = verification.to_json() if is_kept else None
+        self.cache.put(end, *self._search_key())
         return found
 
     def _options(self, bench: Workbench, found: Found) -> OptionsFigures | None:
@@ -479,7 +526,7 @@ class _Line:
         specs = [p.spec() for part in self._selected() for p in part]
         given = None if options.inputs is None else file_sha256(options.inputs)
         return (
-            "search",
+            "end of a search",
             version("pwopt"),
             self.target.fingerprint,
             self.original.sha256,

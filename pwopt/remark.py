@@ -43,6 +43,10 @@ class Verdict(StrEnum):
     REJECTED_WRONG = "rejected-wrong"
     REJECTED_SLOWER = "rejected-slower"
     REJECTED_SIZE = "rejected-size"
+    REJECTED_FAILED = "rejected-failed"
+    """The rewritten model does not load, or fails when it runs."""
+    REJECTED_ESTIMATE = "rejected-estimate"
+    """The analytic model is so sure of a loss that nothing was timed."""
     HELD = "held"
 
     @property

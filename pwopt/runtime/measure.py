@@ -48,6 +48,7 @@ _EARLY_ALPHA: Final = 0.0025
 """One-sided error allowed at each look before the last; eight looks together spend 2%."""
 _FEWEST_PAIRS: Final = 6
 """With fewer, not even the extremes of the sample make a 95% interval: 2 * 0.5**5 > 5%."""
+_CLEAR_PAIRS: Final = 3
 _SAMPLE_NS: Final = 2_000_000
 _MOST_REPEATS: Final = 2000
 _LEAD_IN_BELOW_NS: Final = 250_000_000
@@ -198,6 +199,7 @@ def compare(
     precision: float = 0.01,
     rng: np.random.Generator,
     decide: float | None = None,
+    give_up: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Time *baseline* and *candidate* in turn on the same values, after warming both up.
@@ -222,6 +224,7 @@ def compare(
             precision=precision,
             rng=rng,
             decide=decide,
+            give_up=give_up,
             on_progress=on_progress,
         )
 
@@ -236,6 +239,7 @@ def compare_samplers(
     precision: float = 0.01,
     rng: np.random.Generator,
     decide: float | None = None,
+    give_up: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
@@ -256,6 +260,8 @@ def compare_samplers(
         precision: half width of the interval, relative to the speedup, at which to end.
         rng: draws the bootstrap samples.
         decide: a speedup; end once the interval lies to one side of it.
+        give_up: a speedup; end after 3 pairs if all of them lie below it. Three say little about
+            how large the loss is, and whoever gives up too early only misses a gain.
         on_progress: called after each pair with the pairs taken and *max_pairs*.
         clock: seconds, for the time limit.
 
@@ -270,6 +276,8 @@ def compare_samplers(
         times.append(_pair(baseline, candidate, baseline_first=len(times) % 2 == 0))
         if on_progress is not None:
             on_progress(len(times), max_pairs)
+        if give_up is not None and len(times) == _CLEAR_PAIRS and max(_ratios(times)) < give_up:
+            break
         if clock() - start > time_limit_s and len(times) >= min(min_pairs, _FEWEST_PAIRS):
             break
         if len(times) not in looks:

@@ -11,10 +11,10 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -95,6 +95,16 @@ class Verification:
     def tested(self) -> bool:
         """Whether at least one output was put to a test that means something."""
         return any(output.tested for output in self.outputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-compatible values; without the placement, which is looked at anew."""
+        return asdict(replace(self, placement=None))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Verification:
+        """What :meth:`to_json` made, also after a way through JSON."""
+        outputs = tuple(OutputDeviation(**output) for output in value["outputs"])
+        return cls(**{**value, "outputs": outputs})
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,18 @@ gain in the whole model too. Every comparison is in pairs, in one process.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
+from typing import TypeAlias
 
-from pwopt.errors import VerificationError
+from pwopt.errors import PwoptError, VerificationError
+from pwopt.graph import Written
 from pwopt.remark import Fact, Kind, Remark, Verdict
-from pwopt.runtime import Comparison
+from pwopt.runtime import Comparison, Latency
 from pwopt.tuning.pipeline import Ruling, Rulings
 from pwopt.tuning.replay import first_bad
 from pwopt.tuning.window import Window
@@ -35,7 +38,15 @@ _LONG_MS = 50.0
 """Forms in windows that take longer are timed once, and one behind the leader ends the list."""
 _PATIENCE = 5
 """How much longer a promising but undecided comparison may take."""
-_OBJECTIONS = (Verdict.REJECTED_WRONG, Verdict.REJECTED_SIZE)
+_OBJECTIONS = (Verdict.REJECTED_WRONG, Verdict.REJECTED_SIZE, Verdict.REJECTED_FAILED)
+_HOPELESS = 3.0
+"""Forms that the analytic model expects to take so many times as long are not timed."""
+_WORTH_A_FLIP = 0.9
+"""What lost more than this is not looked at again beside other rewrites."""
+_CERTAIN = 1000.0
+"""Stands for the speedup over a model that does not run."""
+_CONFIRMING = 0.04
+"""The part of the first run's seconds that confirming its end may take; a tenth is promised."""
 
 
 class Effort(StrEnum):
@@ -75,6 +86,18 @@ class _Gain:
     """Forms that gain too, if less: for where the first one is too inaccurate or too large."""
 
 
+@dataclass(frozen=True)
+class _Walkover(Comparison):
+    """A comparison that one side loses because it does not run."""
+
+    failure: str = ""
+
+    @classmethod
+    def of(cls, speedup: float, failure: str) -> _Walkover:
+        nothing = Latency(0.0, (0.0, 0.0), 0)
+        return cls(nothing, nothing, speedup, (speedup, speedup), 0, stable=True, failure=failure)
+
+
 @dataclass(frozen=True, eq=False)
 class Found:
     """The end of a search.
@@ -111,8 +134,16 @@ def search(
     return _Search(bench, budget, rulings, thorough=effort is Effort.FULL).run()
 
 
-def confirm(bench: Workbench, effort: Effort, rulings: Rulings) -> Found | None:
+def confirm(
+    bench: Workbench, effort: Effort, rulings: Rulings, seconds: float = math.inf
+) -> Found | None:
     """Build what an earlier search ended with and time it once against the original.
+
+    Args:
+        bench: the model and the target.
+        effort: of the earlier search.
+        rulings: what it ended with.
+        seconds: what it took; confirming takes a small part of that, unless it looks slower.
 
     Returns:
         ``None`` if it does not hold any more: something was taken back, or it is slower.
@@ -120,15 +151,20 @@ def confirm(bench: Workbench, effort: Effort, rulings: Rulings) -> Found | None:
     build = bench.build(rulings)
     if bench.objection(build) is not None:
         return None
+    trial = _BUDGETS[effort].trial
+    brief = replace(trial, seconds=min(trial.seconds, _CONFIRMING * seconds))
     for reopened in (False, True):  # a disturbed machine must not cost a good model
-        comparison = bench.compare(
-            bench.original,
-            build.written,
-            _BUDGETS[effort].trial,
-            "timing for confirmation",
-            anew=True,
-            reopened=reopened,
-        )
+        try:
+            comparison = bench.compare(
+                bench.original,
+                build.written,
+                trial if reopened else brief,
+                "timing for confirmation",
+                anew=True,
+                reopened=reopened,
+            )
+        except PwoptError:
+            return None
         if not _is_loss(comparison):
             break
     else:
@@ -169,6 +205,10 @@ def _assert_base_is_fine(bench: Workbench, build: Build) -> None:
         raise VerificationError(f"the canonicalised model differs from the original: {why}")
 
 
+_Decision: TypeAlias = tuple[str, tuple[str, str] | None, Ruling]
+"""Pass, group of equal sites (or all of the pass), and what to do with it."""
+
+
 class _Search:
     """One run: the best build so far, and the rulings that led to it."""
 
@@ -200,6 +240,10 @@ class _Search:
                 waiting = [p.name for p in self.bench.lower[position:]]
                 self._share_time(len([n for n in waiting if _groups(best, n, Kind.HELD)]))
                 best = self._lower(best, waiting[0])
+            self.slot = self.deadline
+            best = self._from_neutral(best)
+            if self.thorough:
+                best = self._climb(best)
         except InterruptedSearch:
             is_partial = True
             self.end = "interrupted"
@@ -258,13 +302,15 @@ class _Search:
     def _lower(self, best: Build, name: str) -> Build:
         """Choose the form of a lowering pass for each group of equal sites, in windows.
 
-        A pass with groups that no window can be cut for, such as large regions, is first tried on
-        the whole model; so is one of which no group gains by itself, but some nearly, for sites
-        may help each other.
+        Groups are looked at in the order of their share of the time, so that what matters most is
+        decided when time is short. A pass with groups that no window can be cut for, such as
+        large regions, or whose windows do not run, is first tried on the whole model; so is one
+        of which no group gains by itself, but some nearly, for sites may help each other.
         """
         groups = _groups(best, name, Kind.HELD)
         if not groups or self.rulings.limit is not None:
             return best
+        groups = self.bench.by_share(best, groups)
         gains: list[_Gain] = []
         uncut = []
         for group in groups:
@@ -272,10 +318,15 @@ class _Search:
                 break
             sites = [r for r in _sites(best, name) if r.facts["signature"] == group[1]]
             window = self.bench.cut(best, sites[0], _variants_of(sites[0]))
-            gain = None if window is None else self._in_window(group, sites, window)
             if window is None:
                 uncut.append(group)
-            elif gain is not None:
+                continue
+            try:
+                gain = self._in_window(group, sites, window)
+            except PwoptError:  # on made-up values, say; the whole model may run
+                uncut.append(group)
+                continue
+            if gain is not None:
                 gains.append(gain)
         if uncut:
             best = self._on_whole_model(best, name, uncut)
@@ -291,33 +342,58 @@ class _Search:
     ) -> _Gain | None:
         """The best form for the equal *sites*, measured in a window around one of them.
 
-        ``None`` if none gains, which rules the group out, or if the window does not run.
+        ``None`` if none gains, which rules the group out.
+
+        Raises:
+            PwoptError: no form of the window runs.
         """
-        offered = _variants_of(sites[0])
-        label = f"timing {group[0]}, site by site"
+        expected = self.bench.estimate(window)
+        offered = [v for v in _variants_of(sites[0]) if expected.get(v, 1.0) < _HOPELESS]
+        if not offered:
+            facts: dict[str, Fact] = {"expected": round(1 / min(expected.values()), 4)}
+            ruling = Ruling(Verdict.REJECTED_ESTIMATE, facts=facts)
+            self.rulings = _with_group(self.rulings, group, ruling)
+            return None
         tried: list[tuple[Comparison, str]] = []
+        failure: PwoptError | None = None
         behind, patience = 0, len(offered) if self.thorough else 2
         for variant in offered:
             if variant not in window.after or behind == patience:
                 continue
             if tried and not self._time_left():
                 break
-            comparison = self.bench.compare_window(
-                window, variant, self.budget.window, label, decide=1 + MARGIN
-            )
-            if comparison is None:
-                return None
-            is_long = comparison.baseline.median_ms > _LONG_MS and not self.thorough
-            if is_long:
+            try:
+                comparison = self._compare_window(window, variant, group[0])
+            except PwoptError as error:
+                failure = error
+                continue
+            if comparison.baseline.median_ms > _LONG_MS and not self.thorough:
                 patience = 1
-            elif _is_undecided(comparison):
-                again = self.bench.compare_window(
-                    window, variant, _longer(self.budget.window), label, decide=1 + MARGIN
-                )
-                comparison = again or comparison
             leads = all(comparison.speedup > other.speedup for other, _ in tried)
             behind = 0 if leads else behind + 1
             tried.append((comparison, variant))
+        if failure is not None and not tried:
+            raise failure
+        return self._judged(group, len(sites), tried)
+
+    def _compare_window(self, window: Window, variant: str, name: str) -> Comparison:
+        """What looks like a gain but may be chance is timed once more, unless it takes long."""
+        comparison = self._compare_window_once(window, variant, name, self.budget.window)
+        is_long = comparison.baseline.median_ms > _LONG_MS and not self.thorough
+        if is_long or not _is_undecided(comparison):
+            return comparison
+        return self._compare_window_once(window, variant, name, _longer(self.budget.window))
+
+    def _compare_window_once(
+        self, window: Window, variant: str, name: str, precision: Precision
+    ) -> Comparison:
+        label = f"timing {name}, site by site"
+        return self.bench.compare_window(window, variant, precision, label, decide=1 + MARGIN)
+
+    def _judged(
+        self, group: tuple[str, str], sites: int, tried: list[tuple[Comparison, str]]
+    ) -> _Gain | None:
+        """The gain of the best form that was *tried*; ``None`` rules the group out, if any was."""
         if not tried:
             return None
         tried.sort(key=lambda t: -t[0].speedup)
@@ -329,7 +405,7 @@ class _Search:
             return None
         saved = tried[0][0].baseline.median_ms - tried[0][0].candidate.median_ms
         gaining = tuple(r for r in others if r.verdict is Verdict.KEPT)
-        return _Gain(group, first, saved * len(sites), gaining)
+        return _Gain(group, first, saved * sites, gaining)
 
     def _take(self, best: Build, gains: list[_Gain]) -> Build:
         """Put gains of windows into the whole model; where they do not add up, half of them.
@@ -402,6 +478,119 @@ class _Search:
                 self.rulings = _with_pass(trial.rulings, name, _ruling(comparison, variant))
                 return trial
         return best
+
+    def _from_neutral(self, best: Build) -> Build:
+        """Once more from the simplifications that were dropped because they alone gain nothing.
+
+        Some make sites for lowering passes that the simpler start does not have.
+        """
+        names = [
+            p.name
+            for p in self.bench.simplify
+            if _is_close(self.rulings.by_pass.get(p.name), _ALMOST)
+        ]
+        if not names or not self._time_left():
+            return best
+        before = self.rulings
+        facts: dict[str, Fact] = {"measured": "with what it makes room for"}
+        for name in names:
+            self._rule_pass(name, Ruling(facts=facts))
+        try:
+            start = self._build(self.rulings)
+            known = {g for p in self.bench.lower for g in _groups(best, p.name)}
+            fresh = [
+                p.name
+                for p in self.bench.lower
+                if any(g not in known for g in _groups(start, p.name, Kind.HELD))
+            ]
+            trial = start
+            for position, name in enumerate(fresh):
+                self._share_time(len(fresh) - position)
+                trial = self._lower(trial, name)
+            self.slot = self.deadline
+            if trial.written.sha256 not in (start.written.sha256, best.written.sha256):
+                comparison = self._compare(best, trial, "from the neutral simplifications")
+                if _is_gain(comparison):
+                    return trial
+        except InterruptedSearch:
+            self.rulings = self._with_objections(before)
+            raise
+        self.rulings = self._with_objections(before)
+        return best
+
+    def _climb(self, best: Build) -> Build:
+        """Change one decision after the other beside all others, until no change gains."""
+        gained = True
+        while gained and self._time_left():
+            gained = False
+            for change in self._changes(best):
+                if not self._time_left():
+                    return best
+                trial = self._changed(best, change)
+                if trial is not None:
+                    best, gained = trial, True
+        if not gained:
+            self.end = "no change of any one decision gains anything more"
+        return best
+
+    def _changed(self, best: Build, change: Iterable[_Decision]) -> Build | None:
+        """The model after *change* if that gains; else the rulings stay."""
+        before = rulings = self.rulings
+        for name, group, ruling in change:
+            if group is None:
+                rulings = _with_pass(rulings, name, ruling)
+            else:
+                rulings = _with_group(rulings, group, ruling)
+        try:
+            trial = self._build(rulings)
+            if trial.written.sha256 != best.written.sha256:
+                comparison = self._compare(best, trial, "changes to the best so far")
+                if _is_gain(comparison):
+                    self.rulings = trial.rulings
+                    return trial
+        except InterruptedSearch:
+            self.rulings = self._with_objections(before)
+            raise
+        self.rulings = self._with_objections(before)
+        return None
+
+    def _changes(self, best: Build) -> list[list[_Decision]]:
+        """Decisions that may be wrong beside the others: drops, returns, other forms."""
+        facts: dict[str, Fact] = {"measured": "beside all other rewrites"}
+        refused = Ruling(Verdict.REJECTED_SLOWER, facts=facts)
+        found: list[list[_Decision]] = []
+        for pass_ in self.bench.simplify:
+            ruling = self.rulings.by_pass.get(pass_.name)
+            if _is_close(ruling, _WORTH_A_FLIP):
+                found.append([(pass_.name, None, Ruling(facts=facts))])
+            elif pass_.name in best.applied:
+                found.append([(pass_.name, None, refused)])
+        for pass_ in self.bench.lower:
+            close: list[_Decision] = [
+                (pass_.name, g, Ruling(variant=self.rulings.find(*g).variant, facts=facts))
+                for g in _groups(best, pass_.name)
+                if _is_close(self.rulings.find(*g), _WORTH_A_FLIP)
+            ]
+            found += [close] if len(close) > 1 else []  # equal or not, they may help each other
+            found += [[decision] for decision in close]
+            for group in _groups(best, pass_.name, Kind.APPLIED):
+                site = next(r for r in _sites(best, pass_.name) if r.facts["signature"] == group[1])
+                others = [v for v in _variants_of(site) if v != site.facts.get("variant")]
+                if len(_variants_of(site)) > 1:
+                    found += [[(pass_.name, group, Ruling(variant=v, facts=facts))] for v in others]
+                found.append([(pass_.name, group, refused)])
+        return found
+
+    def _with_objections(self, rulings: Rulings) -> Rulings:
+        """*rulings*, with what was found to be wrong or too large since."""
+        refused = {
+            key: ruling
+            for key, ruling in self.rulings.by_group.items()
+            if ruling.verdict in _OBJECTIONS
+            # Another form of what stays may have been wrong.
+            and rulings.find(*key).verdict is not Verdict.KEPT
+        }
+        return replace(rulings, by_group={**rulings.by_group, **refused})
 
     def _rank_variants(self, best: Build, name: str) -> list[tuple[Comparison, str, Build]]:
         """The forms of a pass on all its sites, fastest first.
@@ -494,14 +683,27 @@ class _Search:
         *,
         reopened: bool = False,
     ) -> Comparison:
-        return self.bench.compare(
-            baseline.written,
-            candidate.written,
-            precision,
-            f"timing {label}",
-            decide=1 + MARGIN,
-            reopened=reopened,
-        )
+        try:
+            return self.bench.compare(
+                baseline.written,
+                candidate.written,
+                precision,
+                f"timing {label}",
+                decide=1 + MARGIN,
+                reopened=reopened,
+            )
+        except PwoptError as error:
+            return self._forfeited(baseline.written, candidate.written, error)
+
+    def _forfeited(self, baseline: Written, candidate: Written, error: PwoptError) -> Comparison:
+        """A comparison that failed: lost by the side that does not run, else by the candidate.
+
+        Both may run, but not beside each other for want of memory.
+        """
+        why = self.bench.failure(candidate)
+        if why is None and self.bench.failure(baseline) is not None:
+            return _Walkover.of(_CERTAIN, "the model without it does not run")
+        return _Walkover.of(1 / _CERTAIN, why or str(error))
 
     def _against_original(self, build: Build) -> Comparison:
         """Timed once more if it looks slower: a disturbed machine must not cost a good model."""
@@ -509,17 +711,20 @@ class _Search:
         return self._confirm_once(build) if _is_loss(comparison) else comparison
 
     def _confirm_once(self, build: Build) -> Comparison:
-        first, second = (
-            self.bench.compare(
-                self.bench.original,
-                build.written,
-                self.budget.confirm,
-                "timing for confirmation",
-                anew=True,
-                reopened=reopened,
+        try:
+            first, second = (
+                self.bench.compare(
+                    self.bench.original,
+                    build.written,
+                    self.budget.confirm,
+                    "timing for confirmation",
+                    anew=True,
+                    reopened=reopened,
+                )
+                for reopened in (False, True)
             )
-            for reopened in (False, True)
-        )
+        except PwoptError as error:
+            return self._forfeited(self.bench.original, build.written, error)
         return first.joined(second)
 
     def _rule_pass(self, name: str, ruling: Ruling) -> None:
@@ -558,6 +763,9 @@ def _is_loss(comparison: Comparison) -> bool:
 
 
 def _ruling(comparison: Comparison, variant: str | None = None) -> Ruling:
+    if isinstance(comparison, _Walkover):
+        verdict = Verdict.KEPT if _is_gain(comparison) else Verdict.REJECTED_FAILED
+        return Ruling(verdict, variant, {"failure": comparison.failure})
     verdict = Verdict.KEPT if _is_gain(comparison) else Verdict.REJECTED_SLOWER
     return Ruling(verdict, variant, _facts(comparison))
 
@@ -591,10 +799,18 @@ def _sites(build: Build, name: str) -> Iterator[Remark]:
     return (r for r in build.remarks if r.pass_name == name and r.ordinal is not None)
 
 
-def _groups(build: Build, name: str, kind: Kind) -> list[tuple[str, str]]:
-    """Groups of equal sites of a pass that ended in *kind*."""
-    keys = ((name, str(r.facts["signature"])) for r in _sites(build, name) if r.kind is kind)
-    return list(dict.fromkeys(keys))
+def _groups(build: Build, name: str, kind: Kind | None = None) -> list[tuple[str, str]]:
+    """Groups of equal sites of a pass, by default all, that ended in *kind*."""
+    sites = (r for r in _sites(build, name) if kind is None or r.kind is kind)
+    return list(dict.fromkeys((name, str(r.facts["signature"])) for r in sites))
+
+
+def _is_close(ruling: Ruling | None, least: float) -> bool:
+    """Whether it was timed and dropped for a speedup that is not below *least*."""
+    if ruling is None or ruling.verdict is not Verdict.REJECTED_SLOWER:
+        return False
+    speedup = ruling.facts.get("speedup")
+    return isinstance(speedup, float) and speedup >= least
 
 
 def _variants(build: Build, name: str) -> list[str]:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
+from pwopt.cost import estimate_seconds, model_cost, window_seconds
 from pwopt.errors import PwoptError
-from pwopt.graph import Written, concrete_dims, save
+from pwopt.graph import Model, Written, concrete_dims, save
 from pwopt.passes import Canonicalise
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import (
@@ -31,7 +33,7 @@ from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.pipeline import Review, Ruling, Rulings, StopReason, run_passes
-from pwopt.tuning.window import Window, cut_window
+from pwopt.tuning.window import Window, cut_window, find_match
 
 __all__ = [
     "Build",
@@ -46,6 +48,12 @@ __all__ = [
 
 _HALF_WIDTH = 0.005
 """Timing ends when the interval of the ratio is this narrow, on either side."""
+_HOPELESS = 0.9
+"""A candidate that loses its first pairs by more is not timed any further."""
+
+
+Group: TypeAlias = tuple[str, str]
+"""Equal sites: a pass and a signature."""
 
 
 class InterruptedSearch(Exception):  # noqa: N818 - says what happened, is no failure
@@ -169,6 +177,14 @@ class Workbench:
         """Outputs of the original, if it can be executed; waits for the oracle."""
         return self._oracle.result().reference
 
+    def consult(self, oracle: Future[Oracle]) -> None:
+        """Ask *oracle* from here on."""
+        self._oracle = oracle
+
+    def trust(self, sha256: str, verification: Verification) -> None:
+        """Take over what an earlier run found about the very file with this digest."""
+        self._verified[sha256] = verification
+
     def build(self, rulings: Rulings) -> Build:
         """Run the passes under *rulings* on the loaded model and save the result.
 
@@ -192,11 +208,11 @@ class Workbench:
 
     def verify(self, build: Build) -> Verification | None:
         """Compare *build* with the original; ``None`` if the original cannot be executed."""
-        reference = self.reference
-        if reference is None:
-            return None
         known = self._verified.get(build.written.sha256)
         if known is None:
+            reference = self.reference
+            if reference is None:
+                return None
             self.progress("verifying", None)
             known = reference.verify(build.written.path)
             self._verified[build.written.sha256] = known
@@ -212,10 +228,22 @@ class Workbench:
         verification = self.verify(build)
         if verification is None or verification.ok:
             return None
+        if not verification.outputs:  # it does not load or run
+            return Ruling(Verdict.REJECTED_FAILED, facts={"failure": verification.reason})
         return Ruling(
             Verdict.REJECTED_WRONG,
             facts={"error": verification.max_relative, "tolerance": verification.tolerance},
         )
+
+    def failure(self, model: Written) -> str | None:
+        """Why *model* cannot be timed by itself; ``None`` if it can. Closes all sessions first."""
+        self.close()
+        try:
+            with open_session(model.path, self.target) as session:
+                session.run(self.feeds[0])
+        except PwoptError as error:
+            return str(error)
+        return None
 
     def compare(
         self,
@@ -230,7 +258,8 @@ class Workbench:
     ) -> Comparison:
         """Time two models in turn; the ratio is baseline over candidate.
 
-        With *decide*, timing ends as soon as the interval excludes that ratio. What the cache
+        With *decide*, timing ends as soon as the interval excludes that ratio, and after three
+        pairs if the candidate clearly loses them all. What the cache
         knows is not timed once more, unless *anew*. With *reopened*, both sessions are opened
         anew, the candidate's first, so that they lie elsewhere in memory.
 
@@ -312,10 +341,49 @@ class Workbench:
         dims = concrete_dims(self.driver.model, self.target.input_shapes)
         return cut_window(self.driver, self.find_pass(remark.pass_name), remark, variants, dims)
 
+    def by_share(self, build: Build, groups: Sequence[Group]) -> list[Group]:
+        """*groups* of equal sites in *build*, those first that all of the sites spend most in.
+
+        By estimate; in the order given on a device.
+        """
+        if self.target.provider != "cpu":
+            return list(groups)
+        self.build(build.rulings)
+        facts = self.driver.facts
+        dims = concrete_dims(self.driver.model, self.target.input_shapes)
+
+        def seconds(group: Group) -> float:
+            name, signature = group
+            sites = [
+                r
+                for r in build.remarks
+                if r.pass_name == name and r.facts.get("signature") == signature
+            ]
+            match = find_match(self.driver, self.find_pass(name), sites[0])
+            each = None if match is None else window_seconds(match.nodes, facts, dims)
+            return len(sites) * (each or 0.0)
+
+        return sorted(groups, key=seconds, reverse=True)
+
+    def estimate(self, window: Window) -> dict[str, float]:
+        """What the analytic model expects: time after over time before, by variant.
+
+        Variants that cannot be estimated are left out; on a device, all are.
+        """
+        if self.target.provider != "cpu":
+            return {}
+        before = _seconds(window.before)
+        after = {name: _seconds(model) for name, model in window.after.items()}
+        return {n: s / before for n, s in after.items() if before is not None and s is not None}
+
     def compare_window(
         self, window: Window, variant: str, precision: Precision, label: str, decide: float
-    ) -> Comparison | None:
-        """Time a window against its rewritten form; ``None`` if one of them does not run."""
+    ) -> Comparison:
+        """Time a window against its rewritten form.
+
+        Raises:
+            PwoptError: one of them does not run.
+        """
         key = (
             "window",
             self.target.fingerprint,
@@ -338,8 +406,6 @@ class Workbench:
                 rng = np.random.default_rng(self._seed)
                 feeds = make_inputs(before.interface.inputs, bare, rng, sets=1)[0]
                 comparison = self._compared(before, after, feeds, precision, label, decide)
-        except PwoptError:
-            return None
         finally:
             shutil.rmtree(folder)
         if self._cache is not None:
@@ -387,6 +453,7 @@ class Workbench:
             precision=_HALF_WIDTH,
             rng=np.random.default_rng(self._seed),
             decide=decide,
+            give_up=None if decide is None else _HOPELESS,
             on_progress=on_progress,
         )
 
@@ -420,3 +487,9 @@ class Workbench:
         if path not in self._sessions:
             self._sessions[path] = open_session(path, self.target)
         return self._sessions[path]
+
+
+def _seconds(model: Model) -> float | None:
+    """What *model* is estimated to take; ``None`` if it cannot be estimated."""
+    cost = model_cost(model)
+    return None if cost.unknown or not cost.nodes else estimate_seconds(cost.nodes)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from pwopt.errors import VerificationError
+from pwopt.errors import PwoptError, VerificationError
 from pwopt.graph import Written
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import Comparison, Latency
@@ -48,6 +48,8 @@ class SyntheticBench:
         self.windows = 0
         self.alone: dict[str, float] = {}
         self.prepared = True
+        self.expected: dict[str, float] = {}
+        self.crashing: set[str] = set()
 
     def progress(self, *_: object) -> None:
         pass
@@ -108,6 +110,18 @@ class SyntheticBench:
         ratio = 1 / self.alone.get(applied, self.factors.get(applied, 1.0))
         return compared(1.0, 1.0 / ratio)
 
+    def by_share(self, _: Build, groups: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        return groups
+
+    def estimate(self, window: Any) -> dict[str, float]:
+        return {
+            v: self.expected.get(f"{window.name}/{window.group}/{v}", 1.0) for v in window.after
+        }
+
+    def failure(self, model: Written) -> str | None:
+        bad = self.crashing & set(model.sha256.split())
+        return f"{min(bad)} crashes" if bad else None
+
     def check_interrupted(self) -> None:
         if self.comparisons == self.interrupted_at:
             self.interrupted_at = -1
@@ -118,6 +132,9 @@ class SyntheticBench:
     ) -> Comparison:
         self.comparisons += 1
         self.check_interrupted()
+        for model in (baseline, candidate):
+            if self.failure(model) is not None:
+                raise PwoptError("a session crashed")
         return compared(self.time(baseline.path), self.time(candidate.path))
 
 
@@ -356,7 +373,7 @@ def test_windows_choose_the_form_of_every_group() -> None:
     lower: list[Site] = [("low", g, ("a", "b")) for g in ("g1", "g2", "g3")]
     factors = {"low/g1/a": 0.9, "low/g1/b": 0.8, "low/g2/a": 0.9, "low/g2/b": 1.1, "low/g3/a": 1.2}
     bench = windowed(lower, factors)
-    found = run(bench)
+    found = run(bench, Effort.QUICK)
     assert kept(found) == {"low/g1/b", "low/g2/a"}
     assert bench.windows == 6
     assert bench.comparisons == 3  # all gains together, and the confirmation twice
@@ -377,7 +394,7 @@ def test_sites_that_gain_only_together_are_tried_together() -> None:
     factors = {"low/g1/default": 0.9, "low/g2/default": 0.9}
     bench = windowed(lower, factors, low_g1_default=1.03, low_g2_default=1.1)
     assert kept(run(bench)) == {"low/g1/default", "low/g2/default"}
-    hopeless = windowed(lower, factors, low_g1_default=1.1, low_g2_default=1.1)
+    hopeless = windowed(lower, factors, low_g1_default=1.2, low_g2_default=1.2)
     assert kept(run(hopeless)) == set()
 
 
@@ -402,3 +419,87 @@ def test_a_form_that_is_wrong_makes_room_for_the_next(groups: tuple[str, ...]) -
     bench.wrong = {"low/g1/a", "low/g1/c"}
     found = run(bench)
     assert kept(found) == {"low/g1/b", *(f"low/{g}/a" for g in groups[1:])}
+
+
+def test_what_the_analytic_model_rules_out_is_not_timed() -> None:
+    lower: list[Site] = [("low", "g1", ("a", "b")), ("low", "g2", ("a", "b"))]
+    bench = windowed(lower, {"low/g1/a": 0.5, "low/g1/b": 0.7, "low/g2/a": 0.1, "low/g2/b": 0.1})
+    bench.expected = {"low/g1/a": 9.0, "low/g2/a": 9.0, "low/g2/b": 8.0}
+    found = run(bench, Effort.QUICK)
+    assert kept(found) == {"low/g1/b"}
+    assert bench.windows == 1
+    assert found.build is not None
+    reasons = {r.site: r.reason for r in found.build.remarks}
+    assert reasons["g2"] == Verdict.REJECTED_ESTIMATE.value
+    assert found.build.rulings.find("low", "g2").facts == {"expected": 0.125}
+
+
+def test_a_rewrite_that_crashes_is_rejected_and_the_search_goes_on() -> None:
+    simplify: list[Site] = [("good", "g", ONE), ("other", "o", ONE)]
+    lower: list[Site] = [("low", "g1", ONE), ("low", "g2", ONE)]
+    factors = {"good/g/default": 0.8, "low/g1/default": 0.9, "low/g2/default": 0.5}
+    bench = SyntheticBench(simplify, lower, factors)
+    bench.has_windows = True
+    bench.crashing = {"low/g2/default"}
+    found = run(bench)
+    assert kept(found) == {"good/g/default", "low/g1/default"}
+    assert found.build is not None
+    ruling = found.build.rulings.find("low", "g2")
+    assert ruling.verdict is Verdict.REJECTED_FAILED
+    assert ruling.facts == {"failure": "low/g2/default crashes"}
+
+
+def test_a_crash_of_the_simplified_model_leaves_the_canonicalised_one() -> None:
+    bench = SyntheticBench([("only", "o", ONE)], [], {"only/o/default": 0.5})
+    bench.crashing = {"only/o/default"}
+    found = run(bench)
+    assert kept(found) == set()
+    assert found.build is not None
+    assert found.build.rulings.find("only", "o").verdict is Verdict.REJECTED_FAILED
+
+
+def test_a_neutral_simplification_that_makes_room_for_a_gain_stays() -> None:
+    class Enabling(SyntheticBench):
+        def build(self, rulings: Rulings) -> Build:
+            sites = self.sites
+            if rulings.find("neutral", "n").verdict is not Verdict.KEPT:
+                self.sites = [s for s in sites if s[1] != "behind"]
+            try:
+                return super().build(rulings)
+            finally:
+                self.sites = sites
+
+    bench = Enabling(
+        [("neutral", "n", ONE), ("good", "g", ONE)],
+        [("low", "behind", ONE)],
+        {"good/g/default": 0.9, "low/behind/default": 0.8},
+    )
+    bench.has_windows = True
+    found = run(bench, Effort.QUICK)
+    assert kept(found) == {"neutral/n/default", "good/g/default", "low/behind/default"}
+    bench.factors["low/behind/default"] = 1.1
+    assert kept(run(bench, Effort.QUICK)) == {"good/g/default"}
+
+
+def test_full_effort_brings_back_what_gains_beside_others_only() -> None:
+    class Neighbours(SyntheticBench):
+        def time(self, path: Path) -> float:
+            both = {"low/g1/default", "high/h/default"} <= set(str(path).split())
+            return super().time(path) * (0.7 if both else 1.0)
+
+    factors = {"low/g1/default": 1.04, "low/g2/default": 1.2, "high/h/default": 0.9}
+    lower: list[Site] = [("low", "g1", ONE), ("low", "g2", ONE), ("high", "h", ONE)]
+    found = [
+        run(with_windows(Neighbours([], lower, factors)), effort)
+        for effort in (Effort.QUICK, Effort.FULL)
+    ]
+    assert [kept(f) for f in found] == [
+        {"high/h/default"},
+        {"low/g1/default", "high/h/default"},
+    ]
+    assert found[1].reason == "no change of any one decision gains anything more"
+
+
+def with_windows(bench: SyntheticBench) -> SyntheticBench:
+    bench.has_windows = True
+    return bench
