@@ -61,7 +61,9 @@ def collection_table(rows: list[dict[str, Any]]) -> str:
 def _second_runs(rows: list[dict[str, Any]]) -> list[str]:
     """What second runs took, relative to the first ones."""
     parts = sorted(
-        row["second_run"]["seconds"] / row["seconds"]["total"] for row in rows if "second_run" in row
+        row["second_run"]["seconds"] / row["seconds"]["total"]
+        for row in rows
+        if "second_run" in row
     )
     if not parts:
         return []

@@ -19,8 +19,9 @@ from click.testing import CliRunner, Result
 from onnx import helper, numpy_helper
 
 from pwopt.cli import main
-from pwopt.runtime import Comparison, Latency
+from pwopt.runtime import Comparison, Latency, Reference
 from pwopt.tuning import workbench
+from pwopt.tuning.cache import Cache
 from tests.passes.harness import model, node
 
 
@@ -497,6 +498,47 @@ def test_a_second_run_measures_nothing_but_the_confirmation(source: Path, tmp_pa
     assert "earlier search" not in other["stop_reason"]
     assert "freed" in invoke("cache", "clear", "--cache", cache).stdout
     assert json.loads(invoke("cache", "info", "--cache", cache, "--json").stdout)["entries"] == 0
+
+
+@pytest.mark.usefixtures("no_clock")
+def test_a_second_run_runs_the_original_again_only_if_its_end_does_not_hold(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    first = quick(source, "--cache", cache)
+    asked = 0
+    of = Reference.of
+
+    def counted(*args: Any, **kwargs: Any) -> Reference:
+        nonlocal asked
+        asked += 1
+        return of(*args, **kwargs)
+
+    monkeypatch.setattr(Reference, "of", counted)
+    second = quick(source, "--cache", cache)
+    assert asked == 0
+    assert second["error"] == first["error"]
+    monkeypatch.setattr("pwopt.line.confirm", lambda *_: None)
+    third = quick(source, "--cache", cache)
+    assert asked == 1
+    assert "earlier search" not in third["stop_reason"]
+    assert third["output"]["sha256"] == first["output"]["sha256"]
+
+
+@pytest.mark.usefixtures("no_clock")
+def test_another_file_than_the_one_that_was_verified_is_searched_anew(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    quick(source, "--cache", cache)
+    get = Cache.get
+
+    def forged(self: Cache, *key: object) -> Any:
+        found = get(self, *key)
+        return {**found, "sha256": "another"} if key[0] == "end of a search" and found else found
+
+    monkeypatch.setattr(Cache, "get", forged)
+    assert "earlier search" not in quick(source, "--cache", cache)["stop_reason"]
 
 
 @pytest.mark.usefixtures("no_clock")

@@ -59,6 +59,7 @@ def compared(
     max_pairs: int = 60,
     time_limit_s: float = 1e9,
     precision: float = 0.01,
+    give_up: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """A baseline of 5 ms against a candidate."""
@@ -71,6 +72,7 @@ def compared(
         max_pairs=max_pairs,
         time_limit_s=time_limit_s,
         precision=precision,
+        give_up=give_up,
         on_progress=on_progress,
         clock=machine.clock,
     )
@@ -142,6 +144,14 @@ def test_it_ends_once_decided_or_precise() -> None:
     assert compared(Machine(noise=0.001), 5.0).pairs == 12
     undecided = compared(Machine(noise=0.05), 5.0, decide=1.0, precision=0)
     assert (undecided.pairs, undecided.stable) == (60, False)
+
+
+def test_clear_losers_are_given_up_after_three_pairs() -> None:
+    lost = compared(Machine(noise=0.02), 6.0, decide=1.005, give_up=0.9)
+    assert lost.pairs == 3
+    assert lost.ci95[1] < 0.9
+    assert compared(Machine(noise=0.02), 5.3, decide=1.005, give_up=0.9).pairs > 3
+    assert compared(Machine(noise=0.02), 4.0, decide=1.005, give_up=0.9).pairs > 3
 
 
 def test_precision_is_half_the_width_relative_to_the_speedup() -> None:
