@@ -25,11 +25,10 @@ RESULTS = HERE.parent / "docs" / "results.md"
 
 def collection_table(rows: list[dict[str, Any]]) -> str:
     """One line per model, from the reports' own figures."""
-    lines = [
+    header = (
         "| model | was ms | speedup | 95% interval | pairs | error | allowed | kept | s | again s"
-        " | at |",
-        "|---" * 11 + "|",
-    ]
+    )
+    lines = [f"{header} | at |", "|---" * 11 + "|"]
     speedups = []
     for row in rows:
         latency = row["latency"]
@@ -60,18 +59,15 @@ def collection_table(rows: list[dict[str, Any]]) -> str:
 
 def _second_runs(rows: list[dict[str, Any]]) -> list[str]:
     """What second runs took, relative to the first ones."""
-    parts = sorted(
-        row["second_run"]["seconds"] / row["seconds"]["total"]
-        for row in rows
-        if "second_run" in row
-    )
+    both = [(r["second_run"]["seconds"], r["seconds"]["total"]) for r in rows if "second_run" in r]
+    parts = sorted(second / first for second, first in both)
     if not parts:
         return []
     within = sum(part <= 0.1 for part in parts)
-    return [
+    text = (
         f"A second run took {100 * parts[len(parts) // 2]:.1f}% of the first one's time (median),"
-        f" at most {100 * parts[-1]:.0f}%; {within} of {len(parts)} took under a tenth."
-    ]
+    )
+    return [f"{text} at most {100 * parts[-1]:.0f}%; {within} of {len(parts)} took under a tenth."]
 
 
 def _again(row: dict[str, Any]) -> str:
