@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -436,11 +435,11 @@ def _is_decided(
 
 def _sign_test(ratios: Sequence[float], decide: float) -> bool:
     """Whether so many ratios on one side of *decide* are no accident; exact for any noise."""
-    stats = _scipy_stats()
     above = sum(ratio > decide for ratio in ratios)
     below = sum(ratio < decide for ratio in ratios)
-    chance = stats.binom.sf(max(above, below) - 1, len(ratios), 0.5)
-    return bool(chance <= _EARLY_ALPHA)
+    count = len(ratios)
+    ways = sum(math.comb(count, k) for k in range(max(above, below), count + 1))
+    return ways <= _EARLY_ALPHA * 2**count
 
 
 def _is_narrow(median: float, interval: tuple[float, float], precision: float) -> bool:
@@ -471,24 +470,21 @@ def _bootstrapped(
     values: Sequence[float] | npt.NDArray[np.float64],
     rng: np.random.Generator,
 ) -> tuple[float, tuple[float, float]]:
-    stats = _scipy_stats()
-    result = stats.bootstrap(
-        (np.asarray(values, dtype=np.float64),),
-        statistic,
-        n_resamples=_RESAMPLES,
-        batch=max(1, _RESAMPLED_AT_ONCE // len(values)),
-        confidence_level=_CONFIDENCE,
-        method="percentile",
-        vectorized=True,
-        rng=rng,
-    )
-    low, high = result.confidence_interval
-    return float(statistic(values)), (float(low), float(high))
+    # Importing scipy.stats for this would take most of a second, more than many second runs.
+    sample = np.asarray(values, dtype=np.float64)
+    batch = max(1, _RESAMPLED_AT_ONCE // len(sample))
+    resampled = [
+        statistic(sample[rng.integers(len(sample), size=(rows, len(sample)))], axis=1)
+        for rows in _portions(_RESAMPLES, batch)
+    ]
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(np.concatenate(resampled), (tail, 1 - tail))
+    return float(statistic(sample)), (float(low), float(high))
 
 
-def _scipy_stats() -> Any:
-    """Import ``scipy.stats`` when it is first needed: that takes most of a second."""
-    return importlib.import_module("scipy.stats")
+def _portions(total: int, most: int) -> list[int]:
+    """*total* in portions of at most *most*."""
+    return [min(most, total - start) for start in range(0, total, most)]
 
 
 def _latency_from(value: Mapping[str, Any]) -> Latency:

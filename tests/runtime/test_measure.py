@@ -7,10 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pwopt.errors import UsageError
 from pwopt.runtime import Comparison, Latency, compare, measure, open_session
-from pwopt.runtime.measure import Sampler, WarmSampler, compare_samplers, measure_sampler
+from pwopt.runtime.measure import (
+    Sampler,
+    WarmSampler,
+    compare_samplers,
+    measure_sampler,
+    median_interval,
+)
 from pwopt.target import Target
 from tests.runtime.textual import RELU, write
 
@@ -144,6 +151,16 @@ def test_it_ends_once_decided_or_precise() -> None:
     assert compared(Machine(noise=0.001), 5.0).pairs == 12
     undecided = compared(Machine(noise=0.05), 5.0, decide=1.0, precision=0)
     assert (undecided.pairs, undecided.stable) == (60, False)
+
+
+@pytest.mark.parametrize("count", [2, 7, 31, 400])
+def test_intervals_are_those_of_the_percentile_bootstrap(count: int) -> None:
+    values = np.random.default_rng(count).lognormal(0.0, 0.1, count)
+    median, (low, high) = median_interval(values, np.random.default_rng(0))
+    known = stats.bootstrap((values,), np.median, method="percentile", rng=1, n_resamples=9999)
+    assert median == np.median(values)
+    spread = 0.05 * (values.max() - values.min())
+    assert (low, high) == pytest.approx(tuple(known.confidence_interval), abs=spread)
 
 
 def test_clear_losers_are_given_up_after_three_pairs() -> None:
