@@ -43,6 +43,7 @@ _HOPELESS = 3.0
 """Forms that the analytic model expects to take so many times as long are not timed."""
 _WORTH_A_FLIP = 0.9
 """What lost more than this is not looked at again beside other rewrites."""
+_DONE = "nothing left to try"
 _CERTAIN = 1000.0
 """Stands for the speedup over a model that does not run."""
 _CONFIRMING = 0.04
@@ -221,7 +222,7 @@ class _Search:
         self.thorough = thorough
         self.deadline = time.monotonic() + budget.total_s
         self.slot = self.deadline
-        self.end = "nothing left to try"
+        self.end = _DONE
         self.almost: set[str] = set()
         """Passes of which some window nearly gained."""
 
@@ -236,11 +237,10 @@ class _Search:
                 best = self._prune(base, best)
                 is_pruned = True
                 best = self._choose_variants(best)
-            for position in range(len(self.bench.lower)):
-                waiting = [p.name for p in self.bench.lower[position:]]
-                self._share_time(len([n for n in waiting if _groups(best, n, Kind.HELD)]))
-                best = self._lower(best, waiting[0])
-            self.slot = self.deadline
+            best = self._sweep(best)
+            if self.end != _DONE and self._time_left():  # some pass had too short a share
+                self.end = _DONE
+                best = self._sweep(best)
             best = self._from_neutral(best)
             if self.thorough:
                 best = self._climb(best)
@@ -297,6 +297,15 @@ class _Search:
                 comparison = self._compare(best, trial, f"{name} as {variant}")
                 if _is_gain(comparison):
                     best, self.rulings = trial, trial.rulings
+        return best
+
+    def _sweep(self, best: Build) -> Build:
+        """Each lowering pass on what is held yet, sharing the time."""
+        names = [p.name for p in self.bench.lower]
+        for position, name in enumerate(names):
+            self._share_time(len([n for n in names[position:] if _groups(best, n, Kind.HELD)]))
+            best = self._lower(best, name)
+        self.slot = self.deadline
         return best
 
     def _lower(self, best: Build, name: str) -> Build:
@@ -431,8 +440,11 @@ class _Search:
             return best
         gains = sorted(gains, key=lambda g: -g.saved_ms)
         half = (len(gains) + 1) // 2
-        best = self._take(best, gains[:half])
-        return self._take(best, gains[half:]) if self._time_left() else best
+        for part in (gains[:half], gains[half:]):
+            # A pass may overrun its share for gains that were seen, but not the whole time.
+            if time.monotonic() < self.deadline:
+                best = self._take(best, part)
+        return best
 
     def _other_forms(self, gains: list[_Gain]) -> list[_Gain]:
         """The next forms for those of *gains* that were found to be wrong or too large."""
