@@ -30,7 +30,7 @@ RECORD = Path(__file__).parent / "records" / "honesty.json"
 PLANTED = 0.03
 MODELS = ("vww_mobilenetv1_0.25_96", "cifar10_resnet20", "cifar10_resnet56")
 PAIRS = (7, 201)
-SECONDS = 1.0
+SECONDS = 0.6
 
 
 def slowed(run: Callable[[], object], by: float) -> Callable[[], object]:

@@ -31,7 +31,9 @@ MARGIN = 0.005
 
 
 _BEYOND_PLACEMENT = 1.03
-"""Smaller gains are looked at once more with sessions opened anew, for it may be where they lie."""
+"""Smaller gains are looked at again with sessions opened anew, for it may be where they lie."""
+_REOPENINGS = 2
+"""How often: chance places two equal models favourably once in four, three times once in 64."""
 _ALMOST = 0.95
 """Sites that lose more than this in their windows are not tried all together."""
 _LONG_MS = 50.0
@@ -154,7 +156,7 @@ def confirm(
         return None
     trial = _BUDGETS[effort].trial
     brief = replace(trial, seconds=min(trial.seconds, _CONFIRMING * seconds))
-    for reopened in (False, True):  # a disturbed machine must not cost a good model
+    for reopened in (0, 1):  # a disturbed machine must not cost a good model
         try:
             comparison = bench.compare(
                 bench.original,
@@ -680,9 +682,12 @@ class _Search:
         if _is_undecided(comparison):
             longer = _longer(self.budget.trial)
             comparison = self._compare_once(baseline, candidate, longer, label)
-        if _is_gain(comparison) and comparison.speedup < _BEYOND_PLACEMENT:
+        for reopened in range(1, 1 + _REOPENINGS):
+            if not _is_gain(comparison) or comparison.speedup >= _BEYOND_PLACEMENT:
+                break
+            trial = self.budget.trial
             comparison = comparison.joined(
-                self._compare_once(baseline, candidate, self.budget.trial, label, reopened=True)
+                self._compare_once(baseline, candidate, trial, label, reopened=reopened)
             )
         return comparison
 
@@ -693,7 +698,7 @@ class _Search:
         precision: Precision,
         label: str,
         *,
-        reopened: bool = False,
+        reopened: int = 0,
     ) -> Comparison:
         try:
             return self.bench.compare(
@@ -724,20 +729,23 @@ class _Search:
 
     def _confirm_once(self, build: Build) -> Comparison:
         try:
-            first, second = (
-                self.bench.compare(
-                    self.bench.original,
-                    build.written,
-                    self.budget.confirm,
-                    "timing for confirmation",
-                    anew=True,
-                    reopened=reopened,
-                )
-                for reopened in (False, True)
-            )
+            comparison = self._opened(build, 0).joined(self._opened(build, 1))
+            if comparison.ci95[0] > 1 and comparison.speedup < _BEYOND_PLACEMENT:
+                comparison = comparison.joined(self._opened(build, 2))
         except PwoptError as error:
             return self._forfeited(self.bench.original, build.written, error)
-        return first.joined(second)
+        return comparison
+
+    def _opened(self, build: Build, times: int) -> Comparison:
+        """The original against *build*, after both were opened anew so many *times*."""
+        return self.bench.compare(
+            self.bench.original,
+            build.written,
+            self.budget.confirm,
+            "timing for confirmation",
+            anew=True,
+            reopened=times,
+        )
 
     def _rule_pass(self, name: str, ruling: Ruling) -> None:
         self.rulings = _with_pass(self.rulings, name, ruling)

@@ -254,14 +254,15 @@ class Workbench:
         *,
         decide: float | None = None,
         anew: bool = False,
-        reopened: bool = False,
+        reopened: int = 0,
     ) -> Comparison:
         """Time two models in turn; the ratio is baseline over candidate.
 
         With *decide*, timing ends as soon as the interval excludes that ratio, and after three
         pairs if the candidate clearly loses them all. What the cache
-        knows is not timed once more, unless *anew*. With *reopened*, both sessions are opened
-        anew, the candidate's first, so that they lie elsewhere in memory.
+        knows is not timed once more, unless *anew*. With *reopened*, which counts how often
+        that was done, both sessions are opened anew, at first the candidate's before the other,
+        so that they lie elsewhere in memory.
 
         Raises:
             InterruptedSearch: :meth:`interrupt` was called.
@@ -283,7 +284,8 @@ class Workbench:
             for path in (baseline.path, candidate.path):
                 if path in self._sessions:
                     self._sessions.pop(path).close()
-            self._session(candidate.path)
+            for model in (candidate, baseline) if reopened % 2 else (baseline, candidate):
+                self._session(model.path)
         comparison = self._timed(baseline.path, candidate.path, precision, label, decide)
         if self._cache is not None:
             self._cache.put(comparison.to_json(), *key)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -502,3 +503,13 @@ def test_feeds_that_do_not_fit_are_usage_errors(tmp_path: Path) -> None:
     path = write(tmp_path, scaled(1.5))
     with pytest.raises(UsageError, match="lacks 'x'"):
         Reference.of(path, CPU, [{}])
+
+
+def test_a_verdict_survives_json(tmp_path: Path) -> None:
+    for factor in (2.0, 2.5):
+        found = verified(tmp_path, scaled(2.0), scaled(factor))
+        assert found.ok is (factor == 2.0)
+        assert Verification.from_json(json.loads(json.dumps(found.to_json()))) == found
+    refused = verified(tmp_path, scaled(2.0), scaled(2.0, "double"))
+    assert refused.outputs == ()
+    assert Verification.from_json(json.loads(json.dumps(refused.to_json()))) == refused
