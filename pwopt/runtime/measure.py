@@ -439,7 +439,7 @@ def _sign_test(ratios: Sequence[float], decide: float) -> bool:
     below = sum(ratio < decide for ratio in ratios)
     count = len(ratios)
     ways = sum(math.comb(count, k) for k in range(max(above, below), count + 1))
-    return ways <= _EARLY_ALPHA * 2**count
+    return bool(ways <= _EARLY_ALPHA * 2**count)
 
 
 def _is_narrow(median: float, interval: tuple[float, float], precision: float) -> bool:

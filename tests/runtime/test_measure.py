@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from pwopt.errors import UsageError
 from pwopt.runtime import Comparison, Latency, compare, measure, open_session
@@ -155,6 +154,7 @@ def test_it_ends_once_decided_or_precise() -> None:
 
 @pytest.mark.parametrize("count", [2, 7, 31, 400])
 def test_intervals_are_those_of_the_percentile_bootstrap(count: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(count).lognormal(0.0, 0.1, count)
     median, (low, high) = median_interval(values, np.random.default_rng(0))
     known = stats.bootstrap((values,), np.median, method="percentile", rng=1, n_resamples=9999)
