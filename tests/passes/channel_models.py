@@ -133,6 +133,10 @@ class Net(Draft):
         return parts[0], parts[1]
 
 
+# ONNX's reference implementation, needed for float64, trains before opset 14.
+_DTYPES = (np.float32, np.float32, np.float16, np.float64)
+
+
 @st.composite
 def networks(draw: st.DrawFn) -> onnx.ModelProto:
     """Up to a dozen operators, most of which move channels; every loose end is an output."""
@@ -142,8 +146,9 @@ def networks(draw: st.DrawFn) -> onnx.ModelProto:
         batch=draw(BATCH),
         seed=draw(st.integers(0, 99)),
         opset=opset,
-        dtype=draw(st.sampled_from([np.float32, np.float32, np.float16])),
+        dtype=draw(st.sampled_from(_DTYPES if opset >= 14 else _DTYPES[:3])),
     )
+    net.shares = draw(st.booleans())
     values = ["x"]
     if draw(st.integers(0, 3)):
         values.append(net.layer("x", draw(st.sampled_from([4, 8, 12, 16]))))

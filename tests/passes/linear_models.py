@@ -51,16 +51,24 @@ class Geometry:
 
 @dataclass
 class Draft:
-    """A model under construction: one input ``x``, one output ``y``."""
+    """A model under construction: one input ``x``, one output ``y``.
+
+    Attributes:
+        shares: whether weights of one kind and shape are one initializer.
+    """
 
     rng: np.random.Generator
     shape: Sequence[int | str]
     dtype: Any = np.float32
     opset: int = 17
+    shares: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, Array] = field(default_factory=dict)
 
     def weight(self, hint: str, values: Array) -> str:
+        for name, other in self.weights.items():
+            if self.shares and name.rstrip("0123456789") == hint and other.shape == values.shape:
+                return name
         name = f"{hint}{len(self.weights)}"
         self.weights[name] = np.asarray(values).astype(self.dtype)
         return name
@@ -174,6 +182,29 @@ def channels(draw: st.DrawFn, *, transposed: bool = False) -> tuple[int, int, in
     if draw(st.booleans()):
         return group, group * draw(per_group), group  # depthwise, any multiplier
     return group * draw(per_group), group * draw(per_group), group
+
+
+@st.composite
+def seen_inside(draw: st.DrawFn, proto: onnx.ModelProto) -> onnx.ModelProto:
+    """*proto*; in one of four cases with an intermediate value as a further output, in another
+    with its weights read by others too, so that they must stay as they are.
+    """
+    kind = draw(st.sampled_from(["plain", "plain", "output", "weights"]))
+    result = onnx.ModelProto.FromString(proto.SerializeToString())
+    graph = result.graph
+    taken = {value.name for value in graph.output}
+    elem = proto.graph.input[0].type.tensor_type.elem_type
+    if kind == "output":
+        values = [v for v in onnx.shape_inference.infer_shapes(proto).graph.value_info if v.name]
+        inner = [v for v in values if v.name not in taken and v.type.tensor_type.elem_type == elem]
+        graph.output.extend(draw(st.lists(st.sampled_from(inner), max_size=1)) if inner else [])
+    elif kind == "weights":
+        for weight in graph.initializer:
+            if weight.data_type == elem:
+                name = f"{weight.name}/read"
+                graph.node.append(harness.node("Abs", [weight.name], [name]))
+                graph.output.append(onnx.helper.make_tensor_value_info(name, elem, weight.dims))
+    return result
 
 
 def assert_agree(

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from pwopt import models as zoo
 from pwopt.passes.commute_pointwise import CommutePointwise
 from tests.passes import harness
-from tests.passes.linear_models import BATCH, Draft, Geometry, assert_agree
+from tests.passes.linear_models import BATCH, Draft, Geometry, assert_agree, seen_inside
 
 Why = CommutePointwise.Why
 POINT = Geometry.plain(1)
@@ -300,25 +300,29 @@ def models(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
     if kind in ("nearest", "linear"):
         factors = draw(st.sampled_from([(2, 2), (1, 3), (2, 1), (1.5, 2)]))
         larger = d.upsample("x", *factors, mode=kind)
-        return d.finish(d.conv(larger, cin, cout, POINT, group=group, bias=bias)), d
+        y = d.conv(larger, cin, cout, POINT, group=group, bias=bias)
+        return draw(seen_inside(d.finish(y))), d
     hidden = d.conv("x", cin, cout, POINT, group=group, bias=bias)
     window = st.lists(st.integers(1, 3), min_size=2, max_size=2)
     given = {"kernel_shape": draw(window), "strides": draw(window)}
     attributes: dict[str, Any] = given if kind == "AveragePool" else {}
-    return d.finish(d.add(kind, [hidden], **attributes)), d
+    return draw(seen_inside(d.finish(d.add(kind, [hidden], **attributes)))), d
 
 
 def check(case: tuple[onnx.ModelProto, Draft]) -> None:
     proto, d = case
     outcome = commute(proto)
     if outcome.applied:
-        assert outcome.ops == [n.op_type for n in reversed(proto.graph.node)]
+        two = [n.op_type for n in proto.graph.node][:2]
+        assert outcome.ops[:2] == two[::-1]
+    elif len(proto.graph.output) > 1 and len(proto.graph.node) == 2:
+        assert outcome.reasons <= {Why.GRAPH_OUTPUT.value, Why.MORE_MACS.value}
     else:
         assert outcome.reasons <= {Why.MORE_MACS.value, Why.SIZE_UNKNOWN.value}
     assert_agree(proto, outcome.model, d.rng, factor=16, batch=2, h=5, w=6)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(models())
 def test_outputs_agree(case: tuple[onnx.ModelProto, Draft]) -> None:
     check(case)

@@ -27,6 +27,7 @@ from tests.passes.linear_models import (
     Geometry,
     assert_agree,
     geometries,
+    seen_inside,
 )
 
 Array = np.ndarray[Any, Any]
@@ -457,6 +458,7 @@ def pairs(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         draw(st.sampled_from(DTYPES if rank == 2 else DTYPES[:2])),
         opset,
     )
+    d.shares = draw(st.booleans())
     shapes = [draw(geometries(rank)), draw(geometries(rank))]
     narrow = draw(st.integers(0, 1))
     thin = shapes[narrow]
@@ -464,7 +466,7 @@ def pairs(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
     shapes[narrow] = Geometry((1,) * rank, thin.strides, thin.dilations, pads, thin.auto_pad)
     hidden = d.conv("x", cin, middle, shapes[0], group=groups[0], bias=draw(st.booleans()))
     y = d.conv(hidden, middle, cout, shapes[1], group=groups[1], bias=draw(st.booleans()))
-    return d.finish(y), d
+    return draw(seen_inside(d.finish(y))), d
 
 
 def check(case: tuple[onnx.ModelProto, Draft]) -> None:
@@ -516,6 +518,7 @@ def pointwise_networks(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         (1, 3, 4, 5),
         opset=draw(st.sampled_from(OPSETS)),
     )
+    d.shares = draw(st.booleans())
     value, channels = "x", 3
     layers = st.sampled_from(["Conv", "Conv", "Conv", "BatchNormalization", "Mul", "Add", "Relu"])
     for layer in draw(st.lists(layers, min_size=3, max_size=8)):
@@ -530,13 +533,13 @@ def pointwise_networks(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
             value = d.add("Relu", [value])
         else:
             value = d.add(layer, [value, d.weight("c", np.abs(d.signed(channels, 1, 1)))])
-    return d.finish(d.add("Identity", [value])), d
+    return draw(seen_inside(d.finish(d.add("Identity", [value])))), d
 
 
 SIMPLIFY: tuple[Pass[Any], ...] = (FoldBatchNormalization(), FoldAffine(), ComposePointwise())
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(pointwise_networks(), st.integers(0, 3), st.integers(0, 4), st.permutations(SIMPLIFY))
 def test_a_shifted_input_gives_a_shifted_output(
     case: tuple[onnx.ModelProto, Draft], rows: int, columns: int, order: list[Pass[Any]]

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from pwopt.passes.compose_space_to_depth import ComposeSpaceToDepth
 from tests import zoo
 from tests.passes import harness
-from tests.passes.linear_models import BATCH, Draft, Geometry, assert_agree, geometries
+from tests.passes.linear_models import BATCH, Draft, Geometry, assert_agree, geometries, seen_inside
 
 Why = ComposeSpaceToDepth.Why
 END = 2**63 - 1
@@ -294,17 +294,22 @@ def models(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
     window = Geometry(geometry.kernel, geometry.strides, plain, geometry.pads, geometry.auto_pad)
     cin = channels * len(phases)
     y = d.conv(hidden, cin, draw(st.integers(1, 3)), window, bias=draw(st.booleans()))
-    return d.finish(y), d
+    return draw(seen_inside(d.finish(y))), d
 
 
 def check(case: tuple[onnx.ModelProto, Draft]) -> None:
     proto, d = case
     outcome = compose(proto)
-    assert outcome.ops == ["Conv"] or outcome.reasons == {Why.PADS_UNKNOWN.value}
+    seen = {value.name for value in proto.graph.output}
+    allowed = {Why.PADS_UNKNOWN.value}
+    if any(seen & {*node.output} for node in proto.graph.node if node.op_type == "Concat"):
+        allowed = {Why.GRAPH_OUTPUT.value, Why.PADS_UNKNOWN.value}
+    assert outcome.applied or outcome.reasons <= allowed
+    assert "Concat" not in outcome.ops or not outcome.applied
     assert_agree(proto, outcome.model, d.rng, factor=16, batch=2, s1=7, s2=12, s3=18)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(models())
 def test_outputs_agree(case: tuple[onnx.ModelProto, Draft]) -> None:
     check(case)

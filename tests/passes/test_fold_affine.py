@@ -27,6 +27,7 @@ from tests.passes.linear_models import (
     assert_agree,
     channels,
     geometries,
+    seen_inside,
 )
 
 Array = np.ndarray[Any, Any]
@@ -1179,13 +1180,14 @@ def chains(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
     dtype = draw(st.sampled_from(DTYPES if rank == 2 and opset >= 14 else DTYPES[:2]))
     shape = (draw(BATCH), 1, *(draw(st.integers(5, 7)),) * rank)
     d = Draft(np.random.default_rng(seed), shape, dtype, opset)
+    d.shares = draw(st.booleans())
     drawing = Drawing(draw, d, rank)
     value, size = drawing.convs("x", dtype is np.float64)
     value = drawing.sprinkle(value, size, "Relu", "pool")
     if draw(st.booleans()):
         value = d.conv(value, size, 2, Geometry.plain(1, rank))
         value = drawing.sprinkle(value, 2, "Relu", "pool")
-    return d.finish(d.add("Identity", [value])), d
+    return draw(seen_inside(d.finish(d.add("Identity", [value])))), d
 
 
 def check(case: tuple[onnx.ModelProto, Draft]) -> None:

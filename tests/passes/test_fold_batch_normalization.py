@@ -23,6 +23,7 @@ from tests.passes.linear_models import (
     assert_agree,
     channels,
     geometries,
+    seen_inside,
 )
 
 Why = FoldBatchNormalization.Why
@@ -434,6 +435,7 @@ def sandwiches(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         draw(st.sampled_from(DTYPES if double else DTYPES[:2])),
         opset,
     )
+    d.shares = draw(st.booleans())
     value = "x"
     if draw(st.booleans()):
         value = d.batch_normalization(value, cin)
@@ -462,7 +464,7 @@ def sandwiches(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         if draw(st.booleans()):
             name = d.nodes[-1].input[1]
             d.weights[name] = np.abs(d.weights[name])
-    return d.finish(d.add("Identity", [value])), d
+    return draw(seen_inside(d.finish(d.add("Identity", [value])))), d
 
 
 def check(case: tuple[onnx.ModelProto, Draft]) -> None:

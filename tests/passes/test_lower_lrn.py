@@ -226,7 +226,7 @@ def check_model(before: onnx.ModelProto, variant: str) -> None:
     check(before, after.model)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(models(), st.sampled_from(VARIANTS))
 def test_outputs_agree(before: onnx.ModelProto, variant: str) -> None:
     check_model(before, variant)

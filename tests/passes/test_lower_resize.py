@@ -277,6 +277,7 @@ def models(draw: st.DrawFn) -> Drawn:
         channels=draw(st.sampled_from([1, 2, 3, 9])),
         size=tuple(shape[1:]),
         opset=draw(st.sampled_from([11, 13, 18, 22])),
+        dtype=draw(st.sampled_from([np.float32, np.float32, np.float16])),
         coordinate_transformation_mode=mode,
         cubic_coeff_a=draw(st.sampled_from([-0.75, -0.5])),
     )

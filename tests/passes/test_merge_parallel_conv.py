@@ -498,6 +498,7 @@ def networks(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         draw(st.sampled_from(DTYPES if rank == 2 else DTYPES[:2])),
         draw(st.sampled_from(OPSETS)),
     )
+    d.shares = draw(st.booleans())
     geometry, axis = draw(geometries(rank)), 1
     widths = draw(st.lists(st.integers(1, 4), min_size=2, max_size=4))
     values = [d.conv("x", 2, w, geometry, bias=draw(st.booleans())) for w in widths]

@@ -27,6 +27,7 @@ from tests.passes.linear_models import (
     Draft,
     Geometry,
     assert_agree,
+    seen_inside,
 )
 
 Array = np.ndarray[Any, Any]
@@ -664,6 +665,7 @@ def blocks(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         draw(st.sampled_from(DTYPES if double else DTYPES[:2])),
         opset,
     )
+    d.shares = draw(st.booleans())
     group, more = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     cin = cout = group * more * draw(st.integers(1, 2))
     if draw(st.booleans()):
@@ -795,6 +797,7 @@ def sums(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         (draw(BATCH), 4, *(draw(st.one_of(st.integers(5, 8), st.just("size"))),) * rank),
         opset=draw(st.sampled_from(OPSETS)),
     )
+    d.shares = draw(st.booleans())
     strides = tuple(draw(st.integers(1, 2)) for _ in range(rank))
     values: list[str] = []
     for _ in range(draw(st.integers(2, 4))):
@@ -810,7 +813,7 @@ def sums(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         values.append("x")
     while len(values) > 1:
         values = [*values[2:], d.add("Add", values[:2])]
-    return d.finish(values[0]), d
+    return draw(seen_inside(d.finish(values[0]))), d
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

@@ -25,6 +25,7 @@ from tests.passes.linear_models import (
     Geometry,
     assert_agree,
     geometries,
+    seen_inside,
 )
 
 Array = np.ndarray[Any, Any]
@@ -410,6 +411,7 @@ def concatenations(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         draw(st.sampled_from(DTYPES if rank == 2 else DTYPES[:2])),
         draw(st.sampled_from(OPSETS)),
     )
+    d.shares = draw(st.booleans())
     widths = draw(st.lists(st.integers(1, 4), min_size=2, max_size=4))
     point = Geometry.plain(1, rank)
     parts = [d.add("Relu", [d.conv("x", 2, w, point)]) for w in widths]
@@ -434,6 +436,7 @@ def sums(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         draw(st.sampled_from(DTYPES if rank == 2 else DTYPES[:2])),
         draw(st.sampled_from([o for o in OPSETS if o >= 8])),
     )
+    d.shares = draw(st.booleans())
     point, geometry = Geometry.plain(1, rank), draw(geometries(rank))
     cout = draw(st.integers(1, 4))
     terms: list[str] = []
@@ -445,11 +448,11 @@ def sums(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
     if draw(st.booleans()):
         terms.insert(1, d.add("Abs", [terms[0]]))
     if draw(st.booleans()):
-        return d.finish(d.add("Sum", terms)), d
+        return draw(seen_inside(d.finish(d.add("Sum", terms)))), d
     value = terms[0]
     for term in terms[1:]:
         value = d.add("Add", [term, value])
-    return d.finish(value), d
+    return draw(seen_inside(d.finish(value))), d
 
 
 def check(case: tuple[onnx.ModelProto, Draft], direction: Direction) -> None:
