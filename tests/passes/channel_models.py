@@ -138,15 +138,19 @@ _DTYPES = (np.float32, np.float32, np.float16, np.float64)
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> onnx.ModelProto:
-    """Up to a dozen operators, most of which move channels; every loose end is an output."""
+def networks(draw: st.DrawFn, *, wide: bool = False) -> onnx.ModelProto:
+    """Up to a dozen operators, most of which move channels; every loose end is an output.
+
+    Among them in *wide* networks are those that the lowering passes are for.
+    """
     opset = draw(st.sampled_from(OPSETS))
+    steps = _STEPS if not wide else (*_STEPS, *_WIDE_STEPS)
     net = Net(
         draw(st.sampled_from([4, 6, 8])),
         batch=draw(BATCH),
         seed=draw(st.integers(0, 99)),
         opset=opset,
-        dtype=draw(st.sampled_from(_DTYPES if opset >= 14 else _DTYPES[:3])),
+        dtype=draw(st.sampled_from(_DTYPES if opset >= 14 and not wide else _DTYPES[:3])),
     )
     net.shares = draw(st.booleans())
     values = ["x"]
@@ -154,7 +158,7 @@ def networks(draw: st.DrawFn) -> onnx.ModelProto:
         values.append(net.layer("x", draw(st.sampled_from([4, 8, 12, 16]))))
     for _ in range(draw(st.integers(1, 10))):
         x = draw(st.sampled_from(values[-3:]))
-        made = draw(st.sampled_from(_STEPS))(draw, net, x, values)
+        made = draw(st.sampled_from(steps))(draw, net, x, values)
         values += [made] if isinstance(made, str) else made
     read = {name for node in net.nodes for name in node.input}
     loose = [name for name in values[1:] if name not in read]
@@ -280,4 +284,77 @@ _STEPS: tuple[Step, ...] = (
     _binary,
     _grouped,
     _transposed,
+)
+
+
+def _gated(draw: st.DrawFn, net: Net, x: str, values: list[str]) -> str:
+    del draw, values
+    pool = net.made(net.add("GlobalAveragePool", [x]), net.channels[x], 1)
+    gate = net.same(net.layer(net.relu(net.layer(pool, 2)), net.channels[x]), "Sigmoid")
+    gated = net.same(x, "Mul", gate)
+    return net.layer(gated, 8)
+
+
+def _averaged(draw: st.DrawFn, net: Net, x: str, values: list[str]) -> str:
+    del draw, values
+    if net.opset >= 18:
+        mean = net.add("ReduceMean", [x, net.integers(2, 3)], keepdims=1)
+    else:
+        mean = net.add("ReduceMean", [x], axes=[2, 3], keepdims=1)
+    return net.same(x, "Mul", mean)
+
+
+def _swish(draw: st.DrawFn, net: Net, x: str, values: list[str]) -> str:
+    """Hard-swish as arithmetic."""
+    del draw, values
+    three, six = (net.weight("c", np.array(v)) for v in (3.0, 6.0))
+    inner = net.same(x, "Add", three)
+    if net.opset >= 11:
+        inner = net.same(inner, "Clip", net.weight("low", np.array(0.0)), six)
+    else:
+        inner = net.same(inner, "Clip", min=0.0, max=6.0)
+    return net.same(net.same(x, "Mul", inner), "Div", six)
+
+
+def _across(draw: st.DrawFn, net: Net, x: str, values: list[str]) -> str:
+    del draw, values
+    return net.same(x, "LRN", size=3, alpha=0.5, beta=0.75, bias=1.0)
+
+
+def _enlarged(draw: st.DrawFn, net: Net, x: str, values: list[str]) -> str:
+    del values
+    if net.sizes[x] > 4:
+        return net.relu(x)
+    if draw(st.booleans()):
+        square = Geometry.plain(2, stride=2)
+        y = net.conv(x, net.channels[x], 6, square, transposed=True)
+        return net.made(y, 6, 2 * net.sizes[x])
+    factors = (1.0, 1.0, 2.0, 2.0)
+    if net.opset < 9:
+        y = net.add("Upsample", [x], scales=factors, mode="nearest")
+    else:
+        scales = f"i{len(net.weights)}"
+        net.weights[scales] = np.array(factors, np.float32)
+        region = f"i{len(net.weights)}"
+        net.weights[region] = np.zeros(0, np.float32)
+        inputs = [x, region, scales] if net.opset >= 11 else [x, scales]
+        y = net.add("Upsample" if net.opset == 9 else "Resize", inputs, mode="nearest")
+    return net.layer(net.made(y, net.channels[x], 2 * net.sizes[x]), 6)
+
+
+def _patched(draw: st.DrawFn, net: Net, x: str, values: list[str]) -> str:
+    del draw, values
+    if net.sizes[x] % 2:
+        return net.relu(x)
+    y = net.conv(x, net.channels[x], 5, Geometry.plain(2, stride=2))
+    return net.made(y, 5, net.sizes[x] // 2)
+
+
+_WIDE_STEPS: tuple[Step, ...] = (
+    _gated,
+    _averaged,
+    _swish,
+    _across,
+    _enlarged,
+    _patched,
 )

@@ -150,6 +150,31 @@ def test_a_padded_diverse_branch_block() -> None:
     assert attributes(expect_conv(before, d))["pads"] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("copies", [1, 4])
+@pytest.mark.parametrize("depthwise", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mobileone_block(copies: int, stride: int, depthwise: bool) -> None:
+    """Copies of one normalised Conv, a scale branch and, without a stride, a skip branch."""
+    d = draft()
+    group = 4 if depthwise else 1
+    window = Geometry.plain(3, pad=1, stride=stride) if depthwise else Geometry.plain(1)
+    shapes = [window] * copies
+    if depthwise:
+        shapes.append(Geometry.plain(1, stride=stride))
+    branches = [
+        d.batch_normalization(d.conv("x", 4, 4, shape, group=group, bias=False), 4)
+        for shape in shapes
+    ]
+    if stride == 1 or not depthwise:
+        branches.append(d.batch_normalization("x", 4))
+    y = branches[0]
+    for addend in branches[1:]:
+        y = d.add("Add", [y, addend])
+    conv = expect_conv(d.finish(y), d)
+    assert attributes(conv)["group"] == group
+    assert attributes(conv)["kernel_shape"] == [*window.kernel]
+
+
 def test_a_zero_bias_meets_padding_unharmed() -> None:
     d = draft()
     chain = d.conv(d.conv("x", 4, 6, POINT), 6, 4, SAME)
