@@ -33,6 +33,7 @@ from pwopt.runtime import (
     open_session,
     resolve,
 )
+from pwopt.target import Target
 from pwopt.tuning.search import Effort
 
 RECORD = Path(__file__).parent / "records" / "peers-{threads}.json"
@@ -115,6 +116,18 @@ def rounds(sessions: dict[str, Session], feeds: Feeds, count: int, seconds: floa
     return np.array(times)
 
 
+def opened_anew(paths: dict[str, Path], target: Target, feeds: Feeds) -> Any:
+    """Times in ms, [rounds, models], of sessions that are opened five times in rotating order."""
+    parts = []
+    for turn in range(_OPENINGS):
+        order = list(paths)[turn % len(paths) :] + list(paths)[: turn % len(paths)]
+        with ExitStack() as stack:
+            opened = {n: stack.enter_context(open_session(paths[n], target)) for n in order}
+            sessions = {name: opened[name] for name in paths}
+            parts.append(rounds(sessions, feeds, count=21, seconds=10.0))
+    return np.concatenate(parts)
+
+
 def measure(entry: Entry, folder: Path, threads: int, kept: Path | None) -> dict[str, Any]:
     source = folder / "original.onnx"
     entry.write(source)
@@ -143,14 +156,7 @@ def measure(entry: Entry, folder: Path, threads: int, kept: Path | None) -> dict
         except (PwoptError, KeyError) as error:
             row["tools"][name] = {"failed": f"does not run like the original: {error}"[:200]}
             del paths[name]
-    parts = []
-    for turn in range(_OPENINGS):
-        order = list(paths)[turn % len(paths) :] + list(paths)[: turn % len(paths)]
-        with ExitStack() as stack:
-            opened = {n: stack.enter_context(open_session(paths[n], target)) for n in order}
-            sessions = {name: opened[name] for name in paths}
-            parts.append(rounds(sessions, feeds, count=21, seconds=10.0))
-    times = np.concatenate(parts)
+    times = opened_anew(paths, target, feeds)
     columns = dict(zip(paths, times.T, strict=True))
     row["over"] = {}
     rng = np.random.default_rng(0)

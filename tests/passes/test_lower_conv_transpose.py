@@ -71,8 +71,8 @@ def variants(proto: onnx.ModelProto) -> list[str]:
 
 
 def check(before: onnx.ModelProto, after: onnx.ModelProto, **dims: int) -> None:
-    single = single_precision(before), single_precision(after)
-    harness.assert_same_outputs(*single, np.random.default_rng(0), **dims)
+    single, rewritten = single_precision(before), single_precision(after)
+    harness.assert_same_outputs(single, rewritten, np.random.default_rng(0), **dims)
 
 
 def single_precision(proto: onnx.ModelProto) -> onnx.ModelProto:
