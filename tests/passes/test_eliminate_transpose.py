@@ -645,6 +645,9 @@ class Generator:
     def __init__(self, draw: st.DrawFn) -> None:
         self.draw = draw
         self.opset: int = draw(st.sampled_from(OPSETS))
+        dtypes = [np.float32, np.float32, np.float16, np.float64]
+        # Before opset 12 ONNX Runtime has even less in float64.
+        self.dtype = draw(st.sampled_from(dtypes if self.opset >= 12 else dtypes[:3]))
         self.rng = np.random.default_rng(draw(st.integers(0, 99)))
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, Array] = {}
@@ -665,7 +668,7 @@ class Generator:
         return name
 
     def floats(self, shape: Sequence[int]) -> str:
-        return self.constant(self.rng.standard_normal(tuple(shape)).astype(np.float32))
+        return self.constant(self.rng.standard_normal(tuple(shape)).astype(self.dtype))
 
     def emit(self, op: str, inputs: Sequence[str], shape: Sequence[int], **attrs: Any) -> str:
         name = f"v{len(self.nodes)}"
@@ -699,9 +702,12 @@ class Generator:
 
     def unary(self) -> None:
         x, shape = self.pick()
-        op = self.draw(st.sampled_from(["Relu", "Neg", "Sigmoid", "LeakyRelu", "Abs", "Clip"]))
+        ops = ["Relu", "Neg", "Sigmoid", "Abs", "Clip"]
+        # ONNX Runtime has no LeakyRelu, PRelu or GlobalMaxPool in float64.
+        ops += ["LeakyRelu"] * (self.dtype is not np.float64)
+        op = self.draw(st.sampled_from(ops))
         if op == "Clip" and self.opset >= 11:
-            low = self.constant(np.array(-0.5, np.float32))
+            low = self.constant(np.array(-0.5, self.dtype))
             self.emit(op, [x, low], shape)
         else:
             self.emit(op, [x], shape, **({"min": -0.5} if op == "Clip" else {}))
@@ -710,7 +716,8 @@ class Generator:
         x, shape = self.pick()
         rank = self.draw(st.integers(0, len(shape)))
         dims = [d if self.draw(st.booleans()) else 1 for d in shape[len(shape) - rank :]]
-        op = self.draw(st.sampled_from(["Add", "Sub", "Mul", "PRelu"]))
+        ops = ["Add", "Sub", "Mul"] + ["PRelu"] * (self.dtype is not np.float64)
+        op = self.draw(st.sampled_from(ops))
         operands = [x, self.floats(dims)]
         if op != "PRelu" and self.draw(st.booleans()):
             operands.reverse()
@@ -808,11 +815,12 @@ class Generator:
         result = [1 if i == axis else d for i, d in enumerate(shape)]
         chosen = self.emit("ArgMax", [x], result, axis=axis)
         del self.shapes[chosen]
-        self.emit("Cast", [chosen], result, to=onnx.TensorProto.FLOAT)
+        to = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
+        self.emit("Cast", [chosen], result, to=to)
 
     def fixed(self) -> None:
         x, shape = self.pick()
-        if len(shape) > 2:
+        if len(shape) > 2 and self.dtype is not np.float64:
             self.emit("GlobalMaxPool", [x], [*shape[:2], *(1 for _ in shape[2:])])
         else:
             self.emit("Flatten", [x], [shape[0], int(np.prod(shape[1:]))])
@@ -827,6 +835,7 @@ class Generator:
             {name: [None] * len(self.shapes[name]) for name in outputs},
             self.weights,
             opset=self.opset,
+            dtype=self.dtype,
         )
 
 
