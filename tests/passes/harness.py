@@ -20,7 +20,8 @@ from pwopt.tuning.driver import Driver
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
 
-OPSETS = (7, 9, 11, 13, 17, 21)
+NEWEST_OPSET = 26
+OPSETS = (7, 9, 11, 13, 17, 21, NEWEST_OPSET)
 
 
 @dataclass(frozen=True)

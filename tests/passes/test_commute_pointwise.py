@@ -294,7 +294,7 @@ def models(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         np.random.default_rng(draw(st.integers(0, 2**32 - 1))),
         (batch, cin, *sizes),
         draw(st.sampled_from([np.float16, np.float32])),
-        draw(st.sampled_from([7, 9, 10, 11, 13, 17, 18, 21])),
+        draw(st.sampled_from([7, 9, 10, 11, 13, 17, 18, 21, harness.NEWEST_OPSET])),
     )
     bias = draw(st.booleans())
     if kind in ("nearest", "linear"):

@@ -287,7 +287,7 @@ def models(draw: st.DrawFn) -> tuple[onnx.ModelProto, Draft]:
         np.random.default_rng(draw(st.integers(0, 2**32 - 1))),
         (batch, channels, *sizes),
         draw(st.sampled_from([np.float16, np.float32, np.float64])),
-        draw(st.sampled_from([10, 11, 13, 17, 21])),
+        draw(st.sampled_from([10, 11, 13, 17, 21, harness.NEWEST_OPSET])),
     )
     phases = draw(st.permutations(list(product(*(range(f) for f in steps)))))
     hidden = d.focus(phases, steps, draw(st.booleans()))

@@ -387,7 +387,7 @@ def drafts(draw: st.DrawFn) -> Draft:
         bias=draw(st.booleans()),
         residual=(shape[0], 4, *sizes) if draw(st.booleans()) else None,
         residual_first=draw(st.booleans()),
-        opset=draw(st.sampled_from([7, 9, 11, 13, 17, 21, 22])),
+        opset=draw(st.sampled_from([7, 9, 11, 13, 17, 21, 22, harness.NEWEST_OPSET])),
         shape=shape,
         conv={"pads": pads, "strides": strides},
     )

@@ -138,7 +138,7 @@ def test_declines(why: Why) -> None:
 @st.composite
 def models(draw: st.DrawFn) -> onnx.ModelProto:
     op = draw(st.sampled_from(sorted(EXPECTED)))
-    opset = draw(st.sampled_from([7, 8, 9, 11, 13, 17, 18, 20, 22, 24]))
+    opset = draw(st.sampled_from([7, 8, 9, 11, 13, 17, 18, 20, 22, 24, harness.NEWEST_OPSET]))
     alpha = draw(st.sampled_from([1.0, 0.5, 1.702, -1.0]))
     return model(
         op,

@@ -414,7 +414,7 @@ def models(draw: st.DrawFn) -> Drawn:
         then=[] if behind is None else [behind],
         result="y" if behind is None else "c",
         outputs=["c", "y"] if then == "seen" else ["y"],
-        opset=draw(st.sampled_from([7, 9, 10, 11, 13, 17, 22])),
+        opset=draw(st.sampled_from([7, 9, 10, 11, 13, 17, 22, harness.NEWEST_OPSET])),
         ir=draw(st.sampled_from([3, 8])),
         dtype=draw(st.sampled_from([np.float32, np.float32, np.float16, np.float64])),
         dilations=list(dilations),

@@ -166,7 +166,7 @@ def drafts(draw: st.DrawFn) -> Draft:
     size = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)).filter(lambda s: s != (1, 1)))
     return Draft(
         shape=(batch, 4, *size),
-        opset=draw(st.sampled_from([9, 10, 11, 12, 13, 17, 18, 19, 21, 22])),
+        opset=draw(st.sampled_from([9, 10, 11, 12, 13, 17, 18, 19, 21, 22, harness.NEWEST_OPSET])),
         activations=tuple(
             draw(st.lists(st.sampled_from(["Relu", "Sigmoid", "HardSigmoid", "Tanh"]), max_size=2))
         ),

@@ -269,7 +269,13 @@ def models(draw: st.DrawFn) -> Drawn:
         size=tuple(shape[1:]),
         then=[] if op is None else [harness.node(op, ["c"], ["y"])],
         result="y" if op is None else "c",
-        opset=draw(st.sampled_from([10, 11, 13, 17, 22] if {"H", "W"} & {*dims} else [7, 9, 22])),
+        opset=draw(
+            st.sampled_from(
+                [10, 11, 13, 17, 22, harness.NEWEST_OPSET]
+                if {"H", "W"} & {*dims}
+                else [7, 9, harness.NEWEST_OPSET]
+            )
+        ),
         ir=draw(st.sampled_from([3, 8])),
         dtype=draw(st.sampled_from([np.float32, np.float32, np.float16, np.float64])),
         pads=pads,

@@ -178,7 +178,7 @@ def models(draw: st.DrawFn) -> onnx.ModelProto:
         bias=draw(st.booleans()),
         batch=draw(st.sampled_from(batches)),
         size=tuple(k * draw(st.integers(1, 3)) for k in kernel),
-        opset=draw(st.sampled_from([7, 9, 11, 13, 17, 22])),
+        opset=draw(st.sampled_from([7, 9, 11, 13, 17, 22, harness.NEWEST_OPSET])),
         ir=draw(st.sampled_from([3, 8])),
         dtype=draw(st.sampled_from([np.float32, np.float32, np.float16, np.float64])),
     )

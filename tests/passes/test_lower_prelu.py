@@ -203,7 +203,7 @@ def models(draw: st.DrawFn) -> onnx.ModelProto:
         shape=(*lead, channels, *(1,) * (rank - 2)),
         dtype=draw(st.sampled_from([np.float32, np.float16, np.float64])),
     )
-    opset = draw(st.sampled_from([7, 9, 11, 13, 16, 17, 21, 22]))
+    opset = draw(st.sampled_from([7, 9, 11, 13, 16, 17, 21, 22, harness.NEWEST_OPSET]))
     return prelu(slope, shape=(draw(st.integers(1, 2)), channels, *spatial), opset=opset)
 
 

@@ -276,7 +276,7 @@ def models(draw: st.DrawFn) -> Drawn:
         batch=shape[0],
         channels=draw(st.sampled_from([1, 2, 3, 9])),
         size=tuple(shape[1:]),
-        opset=draw(st.sampled_from([11, 13, 18, 22])),
+        opset=draw(st.sampled_from([11, 13, 18, 22, harness.NEWEST_OPSET])),
         dtype=draw(st.sampled_from([np.float32, np.float32, np.float16])),
         coordinate_transformation_mode=mode,
         cubic_coeff_a=draw(st.sampled_from([-0.75, -0.5])),

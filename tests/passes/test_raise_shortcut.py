@@ -221,7 +221,7 @@ def models(draw: st.DrawFn) -> onnx.ModelProto:
     d = sketch(
         (batch, draw(st.integers(1, 4)), *sizes),
         dtype=draw(st.sampled_from([np.float16, np.float32])),
-        opset=draw(st.sampled_from([10, 11, 13, 18, 21])),
+        opset=draw(st.sampled_from([10, 11, 13, 18, 21, harness.NEWEST_OPSET])),
     )
     steps[draw(st.integers(0, rank - 1))] = 2
     pads = [0] * (2 * rank + 4)
