@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pwopt import models, passes
-    from pwopt.checks import bench, explain, verify
+    from pwopt.calibration import Preprocess
+    from pwopt.checks import bench, explain, judge, verify
     from pwopt.errors import PwoptError
     from pwopt.line import Options, optimize
     from pwopt.result import Report
@@ -23,11 +24,13 @@ __version__: str
 __all__ = [
     "Options",
     "Pipeline",
+    "Preprocess",
     "PwoptError",
     "Report",
     "Target",
     "bench",
     "explain",
+    "judge",
     "models",
     "optimize",
     "passes",
@@ -37,11 +40,13 @@ __all__ = [
 _HOMES = {
     "Options": "pwopt.line",
     "Pipeline": "pwopt.tuning.pipeline",
+    "Preprocess": "pwopt.calibration",
     "PwoptError": "pwopt.errors",
     "Report": "pwopt.result",
     "Target": "pwopt.target",
     "bench": "pwopt.checks",
     "explain": "pwopt.checks",
+    "judge": "pwopt.checks",
     "optimize": "pwopt.line",
     "verify": "pwopt.checks",
 }

@@ -1,4 +1,4 @@
-"""Verification, latency and explanation as calls of their own."""
+"""Verification, accuracy, latency and explanation as calls of their own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from pwopt import passes as catalogue
+from pwopt.calibration import Data, Given, Judge, Metric, Preprocess, parse_metric
 from pwopt.graph import Facts, Model, ModelProto, has_float16, load, parse
 from pwopt.passes.contract import Variant
 from pwopt.remark import Remark, Verdict
+from pwopt.result import AccuracyFigures
 from pwopt.runtime import (
     Comparison,
     Feeds,
@@ -19,7 +21,6 @@ from pwopt.runtime import (
     Reference,
     Verification,
     compare,
-    input_sets,
     measure,
     open_session,
     profile,
@@ -31,7 +32,7 @@ from pwopt.tuning.driver import Driver
 from pwopt.tuning.pipeline import run_passes
 from pwopt.tuning.workbench import Progress, counting, silent
 
-__all__ = ["bench", "explain", "node_times_us", "time", "verify"]
+__all__ = ["bench", "explain", "judge", "node_times_us", "time", "verify"]
 
 _DEFAULT_PAIRS = (15, 121)
 _TIME_LIMIT_S = 30.0
@@ -44,6 +45,7 @@ def verify(
     candidate: str | Path,
     inputs: str | Path | Sequence[Feeds] | None = None,
     *,
+    preprocess: Preprocess | None = None,
     target: Target = Target(),  # noqa: B008 - frozen
     max_error: float | None = None,
     seed: int = 0,
@@ -56,7 +58,9 @@ def verify(
     Args:
         reference: path of the model to agree with.
         candidate: path of the other model.
-        inputs: an ``.npz``/``.npy`` file, or feeds (arrays by input name); seeded ones by default.
+        inputs: an ``.npz``/``.npy`` file, a folder of images (of which a few are taken), or feeds
+            (arrays by input name); seeded ones by default.
+        preprocess: what is done to images.
         target: where the candidate runs.
         max_error: tolerance relative to each output's scale; by default a small multiple of what
             the reference itself shows between optimization levels.
@@ -66,7 +70,7 @@ def verify(
         PwoptError: a model cannot be loaded, or the reference cannot be executed.
     """
     resolved = resolve(target)
-    feeds = _feeds(Path(reference), inputs, resolved, seed)
+    feeds = _feeds(Path(reference), inputs, resolved, seed, preprocess)
     loaded = load(Path(reference))
     oracle = Reference.of(
         Path(reference),
@@ -77,6 +81,48 @@ def verify(
         precision="float16" if has_float16(loaded) else None,
     )
     return oracle.verify(Path(candidate))
+
+
+def judge(
+    original: str | Path,
+    candidate: str | Path,
+    validation: Given,
+    *,
+    preprocess: Preprocess | None = None,
+    metric: str | Metric | None = None,
+    target: Target = Target(),  # noqa: B008 - frozen
+    seed: int = 0,
+    progress: Progress = silent,
+) -> AccuracyFigures:
+    """Compare how accurate two models are.
+
+    Args:
+        original: path of the model that sets the mark.
+        candidate: path of the model to judge.
+        validation: samples that neither was fitted to: a folder of images, an ``.npz``/``.npy``
+            file, or feeds; see :func:`pwopt.calibration.load_samples`.
+        preprocess: what is done to images.
+        metric: ``top1``, ..., ``module:function``, or a :class:`~pwopt.calibration.Metric`; by
+            default what suits data and model.
+        target: where both run, at full optimization.
+        seed: for the bootstrap.
+        progress: told how far it is.
+
+    Raises:
+        PwoptError: a model cannot be loaded or run, or the samples do not suit it.
+    """
+    resolved = resolve(target)
+    data = Data(Path(original), resolved, validation=validation, preprocess=preprocess)
+    parts = data.held_out(seed)
+    found = Judge.of(
+        Path(original),
+        parts.validation,
+        resolved,
+        metric=parse_metric(metric) if isinstance(metric, str) else metric,
+        seed=seed,
+        progress=counting(progress, "judging the original"),
+    )
+    return found.figures(Path(candidate), counting(progress, "judging the candidate"))
 
 
 def bench(
@@ -195,9 +241,13 @@ def explain(
 
 
 def _feeds(
-    model: Path, inputs: str | Path | Sequence[Feeds] | None, target: Target, seed: int
+    model: Path,
+    inputs: str | Path | Sequence[Feeds] | None,
+    target: Target,
+    seed: int,
+    preprocess: Preprocess | None = None,
 ) -> list[Feeds]:
     if inputs is not None and not isinstance(inputs, str | Path):
         return list(inputs)
-    given = None if inputs is None else Path(inputs)
-    return input_sets(model, given, target, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    return Data(model, target, calibration=inputs, preprocess=preprocess).input_sets(rng)

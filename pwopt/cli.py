@@ -24,6 +24,7 @@ from pwopt.target import Target
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from pwopt.calibration import Preprocess
     from pwopt.graph import Model
     from pwopt.line import Options
     from pwopt.result import Report
@@ -54,6 +55,22 @@ class ShapeParam(click.ParamType):  # type: ignore[type-arg] # older click is no
         if not name or not shape or any(d < 1 for d in shape):
             self.fail(f"'{value}' is not of the form NAME:1x3x224x224", param, ctx)
         return name, shape
+
+
+class PreprocessParam(click.ParamType):  # type: ignore[type-arg]
+    """A preset with keys, or a file; see :meth:`pwopt.Preprocess.parse`."""
+
+    name = "SPEC"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Preprocess:
+        from pwopt.calibration import Preprocess
+
+        try:
+            return Preprocess.parse(value)
+        except UsageError as error:
+            self.fail(str(error).removeprefix("--preprocess "), param, ctx)
 
 
 class OptionParam(click.ParamType):  # type: ignore[type-arg]
@@ -121,6 +138,38 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Passed to the execution provider.",
         ),
         click.option("--provider", default="cpu", show_default=True, help="cpu or cuda."),
+    ):
+        described = option(described)
+    return described
+
+
+def accuracy_options(command: Callable[P, None]) -> Callable[P, None]:
+    """The options on what accuracy is judged with."""
+    described = command
+    for option in (
+        click.option(
+            "--max-accuracy-drop",
+            type=click.FloatRange(min=0),
+            metavar="POINTS",
+            help="Refuse to lose more, in the metric's unit.",
+        ),
+        click.option(
+            "--metric",
+            metavar="NAME",
+            help="top1, top5, psnr, agreement, relative-error, cosine, or module:function.",
+        ),
+        click.option(
+            "--preprocess",
+            type=PreprocessParam(),
+            help="For images: torch, tf, caffe or raw, then keys (torch,resize=256,crop=224), or"
+            " a .json file.",
+        ),
+        click.option(
+            "--validation",
+            type=click.Path(path_type=Path),
+            help="Real data to judge accuracy on: images in class folders or with a labels.csv, or"
+            " .npz with 'labels' or 'targets'.",
+        ),
     ):
         described = option(described)
     return described
@@ -207,7 +256,15 @@ def main() -> None:
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Real inputs (.npz or .npy, arrays named like the inputs) to verify and time with.",
+    help="Real data to verify and time with: a folder of images, or an .npz (.npy) of arrays named"
+    " like the inputs.",
+)
+@accuracy_options
+@click.option(
+    "--target-speedup",
+    type=click.FloatRange(min=1),
+    metavar="X",
+    help="Speedup that approximate rewrites aim for.",
 )
 @click.option(
     "--report", "reports", type=click.Path(path_type=Path), multiple=True, help=".json or .html"
@@ -272,6 +329,11 @@ def optimize(
     max_error: float | None,
     max_size_growth: float,
     calibration: Path | None,
+    validation: Path | None,
+    preprocess: Preprocess | None,
+    metric: str | None,
+    max_accuracy_drop: float | None,
+    target_speedup: float | None,
     reports: tuple[Path, ...],
     cache: Path | None,
     no_cache: bool,
@@ -311,7 +373,12 @@ def optimize(
         keep_overridable_initializers=keep_overridable_initializers,
         max_error=max_error,
         max_size_growth=max_size_growth,
-        inputs=calibration,
+        calibration=calibration,
+        validation=validation,
+        preprocess=preprocess,
+        metric=metric,
+        max_accuracy_drop=max_accuracy_drop,
+        target_speedup=target_speedup,
         time_limit_s=time_limit,
         cache=None if no_cache else cache or default_folder(),
         tune_options=tune_options,
@@ -409,8 +476,9 @@ def _optimize_all(
     "--calibration",
     "inputs",
     type=click.Path(path_type=Path),
-    help="Real inputs (.npz or .npy); seeded ones by default.",
+    help="Real inputs (a folder of images, .npz or .npy); seeded ones by default.",
 )
+@accuracy_options
 @target_options
 @click.option("--max-error", type=float, help="Tolerance relative to each output's scale.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -420,6 +488,10 @@ def verify(
     reference: str,
     candidate: str,
     inputs: Path | None,
+    validation: Path | None,
+    preprocess: Preprocess | None,
+    metric: str | None,
+    max_accuracy_drop: float | None,
     target: Target,
     max_error: float | None,
     seed: int,
@@ -427,23 +499,58 @@ def verify(
 ) -> None:
     """Compare what CANDIDATE computes with REFERENCE; exit code 3 if they differ.
 
+    With --validation, compare how accurate they are instead; exit code 3 if CANDIDATE loses more
+    than --max-accuracy-drop.
+
     \b
     Example:
         pwopt verify model.onnx model.opt.onnx
+        pwopt verify model.onnx small.onnx --validation images --preprocess torch,crop=224
+            --max-accuracy-drop 1.0
     """
     from dataclasses import asdict
 
     from pwopt import checks
 
-    with _model_file(reference) as first, _model_file(candidate) as second:
-        result = checks.verify(first, second, inputs, target=target, max_error=max_error, seed=seed)
-    if as_json:
-        _emit_json(asdict(result))
-    else:
-        from pwopt.report.terminal import verification_table
+    if validation is None and (metric is not None or max_accuracy_drop is not None):
+        raise click.UsageError("--metric and --max-accuracy-drop need --validation")
+    if validation is not None and (inputs is not None or max_error is not None):
+        raise click.UsageError("--validation excludes --inputs and --max-error: outputs may differ")
+    with (
+        _model_file(reference) as first,
+        _model_file(candidate) as second,
+        _progress() as progress,
+    ):
+        if validation is not None:
+            accuracy = checks.judge(
+                first,
+                second,
+                validation,
+                preprocess=preprocess,
+                metric=metric,
+                target=target,
+                seed=seed,
+                progress=progress,
+            )
+        else:
+            result = checks.verify(
+                first,
+                second,
+                inputs,
+                preprocess=preprocess,
+                target=target,
+                max_error=max_error,
+                seed=seed,
+            )
+    from pwopt.report import terminal
 
-        _emit(verification_table(result))
-    if not result.ok:
+    if validation is not None:
+        _emit_json(asdict(accuracy)) if as_json else _emit(terminal.accuracy_text(accuracy))
+        is_ok = max_accuracy_drop is None or not accuracy.exceeds(max_accuracy_drop)
+    else:
+        _emit_json(asdict(result)) if as_json else _emit(terminal.verification_table(result))
+        is_ok = result.ok
+    if not is_ok:
         sys.exit(EXIT_REFUSED)
 
 

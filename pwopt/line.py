@@ -20,8 +20,24 @@ from typing import Any
 import numpy as np
 
 from pwopt import passes as catalogue
+from pwopt.calibration import (
+    Data,
+    Given,
+    HeldOut,
+    Judge,
+    Metric,
+    Preprocess,
+    feeds_digest,
+    parse_metric,
+)
 from pwopt.cost import model_cost
-from pwopt.errors import InvalidModelError, OutputError, ReplayError, VerificationError
+from pwopt.errors import (
+    InvalidModelError,
+    OutputError,
+    ReplayError,
+    UsageError,
+    VerificationError,
+)
 from pwopt.graph import (
     Model,
     Written,
@@ -37,6 +53,7 @@ from pwopt.graph import (
 )
 from pwopt.remark import Kind, Remark, Tally, Verdict
 from pwopt.result import (
+    AccuracyFigures,
     CoarseFigures,
     CostChange,
     ErrorFigures,
@@ -53,6 +70,7 @@ from pwopt.result import (
 from pwopt.runtime import (
     Comparison,
     Copies,
+    Feeds,
     Placement,
     Reference,
     UntestableError,
@@ -77,6 +95,7 @@ from pwopt.tuning.workbench import (
     Precision,
     Progress,
     Workbench,
+    counting,
     silent,
 )
 
@@ -111,7 +130,16 @@ class Options:
             small multiple of what the original itself shows between optimization levels. A large
             one also lets passes offer forms that amplify rounding errors more.
         max_size_growth: largest allowed ratio of file sizes.
-        inputs: an ``.npz``/``.npy`` file with real inputs to verify and time with.
+        calibration: real data to verify, time and fit approximations with: a folder of images, an
+            ``.npz``/``.npy`` file, or feeds; see :func:`pwopt.calibration.load_samples`.
+        validation: real data to judge accuracy on; by default a half of *calibration* is held out
+            where accuracy is asked for.
+        preprocess: what is done to images.
+        metric: what counts as accuracy (``top1``, ..., ``module:function``, or a
+            :class:`~pwopt.calibration.Metric`); by default what suits data and model.
+        max_accuracy_drop: how much of it may be lost, in the metric's unit (for ``%``: points).
+            What loses more is not written.
+        target_speedup: how much faster approximations should make the model.
         rewrite_limit: apply only the first so many candidates.
         skip_rewrites: ordinals of candidates to leave alone.
         only_rewrites: leave all candidates but these alone; ``None`` for no such restriction.
@@ -132,7 +160,12 @@ class Options:
     keep_overridable_initializers: bool = False
     max_error: float | None = None
     max_size_growth: float = 2.0
-    inputs: Path | None = None
+    calibration: Given | None = None
+    validation: Given | None = None
+    preprocess: Preprocess | None = None
+    metric: str | Metric | None = None
+    max_accuracy_drop: float | None = None
+    target_speedup: float | None = None
     rewrite_limit: int | None = None
     skip_rewrites: frozenset[int] = frozenset()
     only_rewrites: frozenset[int] | None = None
@@ -143,6 +176,12 @@ class Options:
     overwrite: bool = False
     dry_run: bool = False
     seed: int = 0
+
+    @property
+    def judges(self) -> bool:
+        """Whether accuracy is asked for."""
+        asked = (self.validation, self.metric, self.max_accuracy_drop, self.target_speedup)
+        return any(option is not None for option in asked)
 
 
 @dataclass
@@ -273,12 +312,18 @@ class _Line:
         self.prepared = False
         self.known: dict[str, Any] | None = None
         self.ask: Callable[[], Future[Oracle]]
+        self.data: Data | None = None
+        self.parts: HeldOut | None = None
+        self.accuracy: AccuracyFigures | None = None
         self.cache = None if options.cache is None else Cache(options.cache, self.notes.append)
 
     def run(self) -> Report:
         with self._prepared() as bench:
+            judge = self._judge()
             with self.stages.stage("search"):
                 found = self._search(bench)
+            with self.stages.stage("accuracy"):
+                found = self._within_budget(bench, judge, found)
             with self.stages.stage("options"):
                 options = self._options(bench, found)
             with self.stages.stage("write"):
@@ -297,6 +342,7 @@ class _Line:
         """The model on a workbench; the original runs beside."""
         with self.stages.stage("load"):
             model = self._load()
+            self.data = self._data()
         with (
             tempfile.TemporaryDirectory(prefix="pwopt-") as scratch,
             ThreadPoolExecutor(max_workers=1) as beside,
@@ -356,16 +402,86 @@ class _Line:
 
     def _inputs_alone(self) -> Oracle:
         """Enough for timing a model that was verified before."""
+        return Oracle(self._feeds(), None)
+
+    def _feeds(self) -> list[Feeds]:
+        """What to verify and time with."""
         rng = np.random.default_rng(self.options.seed)
-        return Oracle(input_sets(self.source, self.options.inputs, self.target, rng), None)
+        if self.data is None:
+            return input_sets(self.source, None, self.target, rng)
+        return self.data.input_sets(rng)
+
+    def _data(self) -> Data | None:
+        """The real data that were given; their errors come before anything takes long."""
+        options = self.options
+        if options.calibration is None and options.validation is None:
+            if options.judges:
+                raise UsageError("There is nothing to judge accuracy on; give --validation.")
+            return None
+        try:
+            data = Data(
+                self.source,
+                self.target,
+                calibration=options.calibration,
+                validation=options.validation,
+                preprocess=options.preprocess,
+            )
+        except UntestableError:
+            if options.judges:
+                raise
+            return None  # the oracle meets the same, and says so
+        if options.judges:
+            self.parts = data.held_out(options.seed)
+        return data
+
+    def _judge(self) -> Judge | None:
+        """The original's accuracy, if it is asked for."""
+        if self.parts is None:
+            return None
+        with self.stages.stage("accuracy"):
+            if self.parts.drawn:
+                self.notes.append(
+                    f"{len(self.parts.validation)} of the samples of --calibration were held out to"
+                    " judge accuracy on."
+                )
+            metric = self.options.metric
+            judge = Judge.of(
+                self.source,
+                self.parts.validation,
+                self.target,
+                metric=parse_metric(metric) if isinstance(metric, str) else metric,
+                seed=self.options.seed,
+                progress=counting(self.progress, "judging the original"),
+            )
+            if self.options.max_accuracy_drop is not None:
+                judge.assert_resolves(self.options.max_accuracy_drop)
+            return judge
+
+    def _within_budget(self, bench: Workbench, judge: Judge | None, found: Found) -> Found:
+        """What was found, or the original if that loses more accuracy than is allowed."""
+        if judge is None:
+            return found
+        self.accuracy = judge.unchanged()
+        if found.build is None:
+            return found
+        build = bench.build(found.build.rulings)
+        figures = judge.figures(build.written.path, counting(self.progress, "judging"))
+        most = self.options.max_accuracy_drop
+        if most is None or not figures.exceeds(most):
+            self.accuracy = figures
+            return found
+        self.notes.append(
+            f"What was found loses {figures.drop:.3g} of {figures.metric}, more than the {most:g}"
+            " allowed; the original is kept."
+        )
+        return Found(None, found.rulings, None, "more accuracy would be lost than is allowed")
 
     def _oracle(self, depth: int, precision: str | None) -> Oracle:
         """Run the original; in a thread of its own, so that rewriting need not wait for it."""
         self.progress("running the original", None)
         with self.stages.stage("reference"):
             try:
-                rng = np.random.default_rng(self.options.seed)
-                feeds = input_sets(self.source, self.options.inputs, self.target, rng)
+                feeds = self._feeds()
                 reference = Reference.of(
                     self.source,
                     self.target,
@@ -377,7 +493,7 @@ class _Line:
             except UntestableError as error:
                 self.notes.append(
                     f"The original could not be executed, so nothing was changed: {error}"
-                    " (give real inputs with --calibration FILE.npz)."
+                    " (give real inputs with --calibration)."
                 )
                 return Oracle((), None)
             return Oracle(feeds, reference)
@@ -522,9 +638,16 @@ class _Line:
             overwrite=False,
             dry_run=False,
             tune_options=True,
+            calibration=None,
+            validation=None,
         )
         specs = [p.spec() for part in self._selected() for p in part]
-        given = None if options.inputs is None else file_sha256(options.inputs)
+        is_given = self.data is not None and self.options.calibration is not None
+        given = feeds_digest(self._feeds()) if is_given else None
+        parts = self.parts and (
+            self.parts.calibration and self.parts.calibration.digest,
+            self.parts.validation.digest,
+        )
         return (
             "end of a search",
             version("pwopt"),
@@ -532,7 +655,8 @@ class _Line:
             self.original.sha256,
             specs,
             given,
-            repr(replace(options, inputs=None)),
+            parts,
+            repr(options),
         )
 
     def _replayed(self, bench: Workbench, script: Script) -> Found:
@@ -642,6 +766,7 @@ class _Line:
             stop_reason=found.reason,
             notes=tuple(self.notes),
             placement=_placement(final.placement),
+            accuracy=self.accuracy,
         )
 
 

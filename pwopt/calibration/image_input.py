@@ -89,7 +89,7 @@ class ImageInput:
         ):
             want = dims(self.size)
             raise UsageError(
-                f"{where}: is {have[0]}x{have[1]}, but the model takes {want}; add crop={want} or"
+                f"{where}: is {have[0]}x{have[1]}, but the input is {want}; add crop={want} or"
                 f" resize={want} to --preprocess."
             )
         assert self.spec.dtype is not None

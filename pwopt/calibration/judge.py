@@ -140,14 +140,20 @@ class Judge:
                 for kept, metric in zip(scores, self.metrics, strict=True):
                     found = metric.scores(rows, batch, original)
                     kept.append(_finite(found, metric, candidate.name))
-        return self._compared(tuple(np.concatenate(kept) for kept in scores))
+        return self._compared([np.concatenate(kept) for kept in scores])
+
+    def unchanged(self) -> AccuracyFigures:
+        """The figures of the original itself."""
+        return self._compared(self.baseline)
 
     def assert_resolves(self, max_drop: float) -> None:
-        """Check that there are samples enough to tell a drop of *max_drop* from none.
+        """Check that a drop of *max_drop* can be told from none.
 
         Raises:
-            UsageError: a single sample weighs more than that; says how many it takes.
+            UsageError: the metric has no baseline to drop from, or a single sample weighs more
+                than that; says how many it takes.
         """
+        self.unchanged().exceeds(max_drop)
         weight = self.metric.step / len(self.samples)
         if weight <= max_drop or max_drop <= 0:
             return
@@ -157,7 +163,7 @@ class Judge:
             f" {self.metric.name}, more than the {max_drop:g} allowed; give at least {needed}."
         )
 
-    def _compared(self, scores: tuple[npt.NDArray[np.float64], ...]) -> AccuracyFigures:
+    def _compared(self, scores: Sequence[npt.NDArray[np.float64]]) -> AccuracyFigures:
         metric, before, after = self.metric, self.baseline[0], scores[0]
         rng = np.random.default_rng(self.seed)
         pairs = zip(self.metrics[1:], self.baseline[1:], scores[1:], strict=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType, ModuleType
 from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
 import numpy as np
@@ -355,36 +356,40 @@ class UserMetric:
         return found
 
 
-METRICS: Final[Mapping[str, type[Metric]]] = {
-    "top1": Top1,
-    "top5": Top5,
-    "psnr": Psnr,
-    "agreement": Agreement,
-    "relative-error": RelativeError,
-    "cosine": Cosine,
-}
+METRICS: Final[Mapping[str, type[Metric]]] = MappingProxyType(
+    {
+        "top1": Top1,
+        "top5": Top5,
+        "psnr": Psnr,
+        "agreement": Agreement,
+        "relative-error": RelativeError,
+        "cosine": Cosine,
+    }
+)
 
 
 def parse_metric(spec: str) -> Metric:
     """The metric that ``NAME``, ``NAME:key=value,...`` or ``module:function`` describes.
 
-    Modules are found as Python finds them, and in the current folder.
+    Modules are found as Python finds them, and in the current folder; a name that ends in ``.py``
+    is a file.
 
     Raises:
         UsageError: unknown name, option, module or function; says what is allowed.
     """
-    name, colon, rest = spec.partition(":")
+    name, _, options = spec.partition(":")
     if name in METRICS:
-        return _with_options(METRICS[name], rest, spec)
-    if not colon:
+        return _with_options(METRICS[name], options, spec)
+    if ":" not in spec:
         raise UsageError(
             f"--metric {spec}: choose from {', '.join(METRICS)}, or name a module:function."
         )
-    with _current_folder_importable():
-        try:
-            function = getattr(importlib.import_module(name), rest)
-        except Exception as error:  # whatever the user's module throws
-            raise UsageError(f"--metric {spec}: cannot be imported: {error}") from error
+    home, _, function_name = spec.rpartition(":")
+    try:
+        module = _from_file(Path(home)) if home.endswith(".py") else _from_module(home)
+        function = getattr(module, function_name)
+    except Exception as error:  # whatever the user's module throws
+        raise UsageError(f"--metric {spec}: cannot be imported: {error}") from error
     if not callable(function):
         raise UsageError(f"--metric {spec}: is no function.")
     return UserMetric(spec, function)
@@ -459,12 +464,20 @@ def _with_options(metric: type[Metric], text: str, spec: str) -> Metric:
     return metric(**options)
 
 
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(str(path))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _from_module(name: str) -> ModuleType:
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
-        yield
+        return importlib.import_module(name)
     finally:
         sys.path.remove(folder)
 

@@ -117,14 +117,14 @@ class Preprocess:
         preset = str(found.pop("preset", "raw"))
         return _build(preset, {key: _as_text(key, value) for key, value in found.items()}, path)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the file that :meth:`parse` reads.
 
         Raises:
             OutputError: it cannot be written.
         """
         text = json.dumps(self.as_dict(), indent=2) + "\n"
-        atomic_write(path, lambda file: file.write(text.encode()))
+        atomic_write(Path(path), lambda file: file.write(text.encode()))
 
     def as_dict(self) -> dict[str, Any]:
         """The keys that differ from preset ``raw``, with JSON's types."""

@@ -35,7 +35,7 @@ def to_json(report: Report) -> dict[str, Any]:
         },
         "latency": None if latency is None else {**asdict(latency), "ci95": list(latency.ci95)},
         "error": {**asdict(report.error), "untested": list(report.error.untested)},
-        "accuracy": None,
+        "accuracy": None if report.accuracy is None else asdict(report.accuracy),
         "cost": _cost(report.cost),
         "recipe": {**asdict(report.recipe), "passes": list(report.recipe.passes)},
         "passes": [_tally(name, tally) for name, tally in report.passes.items()],

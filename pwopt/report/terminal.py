@@ -12,10 +12,17 @@ from rich.text import Text
 
 from pwopt.cost import ModelCost, NodeCost
 from pwopt.remark import Kind, Remark, Tally
-from pwopt.result import LatencyFigures, OptionsFigures, PlacementFigures, Report
+from pwopt.result import (
+    AccuracyFigures,
+    LatencyFigures,
+    OptionsFigures,
+    PlacementFigures,
+    Report,
+)
 from pwopt.runtime import Comparison, Latency, Verification
 
 __all__ = [
+    "accuracy_text",
     "bench_table",
     "comparison_table",
     "explain_table",
@@ -75,6 +82,8 @@ def _summary(report: Report) -> Table:
     if report.options is not None:
         table.add_row("options", _options_text(report.options))
     table.add_row("error", _error_text(report))
+    if report.accuracy is not None:
+        table.add_row("accuracy", accuracy_text(report.accuracy))
     if report.placement is not None:
         table.add_row("ran on", _placement_text(report.placement))
     before, after = report.cost.before, report.cost.after
@@ -144,6 +153,23 @@ def _error_text(report: Report) -> str:
     if error.untested:
         text += f"; proves nothing for {', '.join(error.untested)}"
     return text
+
+
+def accuracy_text(accuracy: AccuracyFigures) -> str:
+    """Before and after, what was lost and how sure that is, and the further figures."""
+    unit = accuracy.unit and f" {accuracy.unit}"
+    low, high = accuracy.ci95
+    interval = f"[{low:.3g}, {high:.3g}], {accuracy.samples} samples"
+    if accuracy.baseline is None:
+        text = f"{accuracy.metric} {accuracy.optimized:.4g}{unit} {interval}"
+    else:
+        text = f"{accuracy.metric} {accuracy.baseline:.4g} -> {accuracy.optimized:.4g}{unit}"
+        text += f": {accuracy.drop:.3g} lost {interval}"
+    others = (
+        f"{name} {after:.4g}" if before == after else f"{name} {before:.4g} -> {after:.4g}"
+        for name, (before, after) in accuracy.also.items()
+    )
+    return "; ".join([text, *others])
 
 
 def _change(before: float | None, after: float | None, unit: str) -> str:

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _WORDS: Final = ("red", "green", "blue", "one", "two", "three", "north", "south")
+_TRUTHS: Final = frozenset({"labels", "targets"})
 _PIXEL_DTYPES: Final = frozenset({"uint8", "int8", "uint16", "int16"})
 
 
@@ -140,14 +141,17 @@ def load_inputs(path: Path, interface: Interface, *, chunk: int = 32) -> list[Fe
       samples if all inputs with a dynamic first axis have the same ``n``, else left whole;
     - ``[k, d0, d1, ...]``: one more axis, that counts the sets.
 
-    An input that comes in one set only serves all sets. Values are cast where the kind of number
-    stays the same (float64 to float32, uint8 to float32).
+    An input that comes in one set only serves all sets. Arrays ``labels`` and ``targets`` that no
+    input is named after are for judging accuracy and left alone. Values are cast where the kind
+    of number stays the same (float64 to float32, uint8 to float32).
 
     Raises:
         UsageError: the file cannot be read, names differ from the inputs', or shapes do not fit.
     """
     arrays = _read_arrays(path, interface)
     expected = [spec.name for spec in interface.inputs]
+    for name in _TRUTHS - set(expected):
+        arrays.pop(name, None)
     if set(arrays) != set(expected):
         raise UsageError(
             f"{path.name} holds {_listed(arrays)}, but the inputs are {_listed(expected)}. "

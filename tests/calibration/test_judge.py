@@ -337,6 +337,7 @@ def test_metrics_are_parsed() -> None:
         ("psnr:border=-1", "border cannot be below 0"),
         ("cosine:output=x", r"no option 'output' \(known: none\)"),
         ("no_such_module_here:score", "cannot be imported: No module named"),
+        ("no_such_file.py:score", "cannot be imported: .*No such file"),
         ("json:no_such_function", "cannot be imported: .*no attribute"),
         ("json:__name__", "is no function"),
     ],
@@ -366,6 +367,7 @@ def test_a_function_of_the_user(
     samples = samples_of(input=one_hot(labels), labels=labels)
     metric = parse_metric("my_scores:miss")
     assert sys.path == path
+    assert callable(parse_metric(f"{tmp_path}/my_scores.py:miss").function)  # type: ignore[attr-defined]
     figures = Judge.of(same, samples, TARGET, metric=metric).figures(blind)
     assert (figures.metric, figures.unit) == ("my_scores:miss", "misses")
     assert [figures.baseline, figures.optimized, figures.drop] == [0, 0.25, 0.25]

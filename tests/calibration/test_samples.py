@@ -139,7 +139,7 @@ def test_deep_pixels_are_refused(tmp_path: Path) -> None:
         ([spec("a", 1, 8)], "images need four axes"),
         ([spec("a", 1, 5, 8, 8)], "5 channels in layout nchw; images have 1 or 3"),
         ([spec("a", 1, 3, 8, 8, dtype="bool")], "no image's"),
-        ([spec("a", 1, 3, 9, 7)], "is 8x8, but the model takes 9x7; add crop=9x7 or resize=9x7"),
+        ([spec("a", 1, 3, 9, 7)], "is 8x8, but the input is 9x7; add crop=9x7 or resize=9x7"),
     ],
 )
 def test_models_that_take_no_such_images(
