@@ -146,6 +146,27 @@ def scaling_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", sentence(record["conditions"])])
 
 
+def accuracy_table(rows: list[dict[str, Any]]) -> str:
+    """Accuracy before and after, per model and data set."""
+    titles = ["model", "data", "metric", "samples", "before", "after", "lost", "95% interval"]
+    titles += ["same class", "relative error"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in rows:
+        found = row["accuracy"]
+        unit = found["unit"] and f" {found['unit']}"
+        before = "itself" if found["baseline"] is None else f"{found['baseline']:.2f}{unit}"
+        lost = "" if found["drop"] is None else f"{found['drop']:.2g}"
+        low, high = found["ci95"]
+        own = {found["metric"]: (found["baseline"], found["optimized"]), **found["also"]}
+        same = f"{own['agreement'][1]:.1f} %" if "agreement" in own else ""
+        lines.append(
+            f"| {row['name']} | {row['data']} | {found['metric']} | {found['samples']} | {before} |"
+            f" {found['optimized']:.4g}{unit} | {lost} | {low:.3g} to {high:.3g} | {same} |"
+            f" {own['relative-error'][1]:.1e} % |"
+        )
+    return "\n".join([*lines, *_conditions(rows)])
+
+
 SHOWN = (
     "ultraface_rfb_320",
     "googlenet",
@@ -213,6 +234,9 @@ def main() -> None:
             continue
         if path.stem == "scaling":
             fill(RESULTS, path.stem, scaling_table(rows))
+            continue
+        if path.stem == "accuracy-exact":
+            fill(RESULTS, path.stem, accuracy_table(rows))
             continue
         if path.stem.startswith("peers"):
             fill(RESULTS, path.stem, peers_table(rows))
