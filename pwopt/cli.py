@@ -251,6 +251,11 @@ def main() -> None:
     is_flag=True,
     help="Do not treat initializers that are listed as inputs as constants.",
 )
+@click.option(
+    "--fp16",
+    is_flag=True,
+    help="Convert to half precision first; inputs and outputs stay as they are.",
+)
 @click.option("--max-error", type=float, help="Tolerance relative to each output's scale.")
 @click.option("--max-size-growth", type=float, default=2.0, show_default=True, metavar="X")
 @click.option(
@@ -326,6 +331,7 @@ def optimize(
     opset: int | None,
     keep_opset: bool,
     keep_overridable_initializers: bool,
+    fp16: bool,
     max_error: float | None,
     max_size_growth: float,
     calibration: Path | None,
@@ -371,6 +377,7 @@ def optimize(
         skip_passes=tuple(s.strip() for s in skip_passes.split(",")) if skip_passes else (),
         opset=opset,
         keep_overridable_initializers=keep_overridable_initializers,
+        fp16=fp16,
         max_error=max_error,
         max_size_growth=max_size_growth,
         calibration=calibration,

@@ -57,6 +57,7 @@ from pwopt.result import (
     CoarseFigures,
     CostChange,
     ErrorFigures,
+    HalfFigures,
     LatencyFigures,
     ModelFile,
     OptionFigures,
@@ -77,6 +78,7 @@ from pwopt.runtime import (
     Verification,
     input_sets,
     resolve,
+    rounding_floor,
 )
 from pwopt.runtime.providers import find_provider
 from pwopt.target import Target
@@ -84,6 +86,7 @@ from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.gate import analytic_review
+from pwopt.tuning.half import convert_to_half, half_with
 from pwopt.tuning.options import OptionsFound, seconds_for_options, try_options
 from pwopt.tuning.pipeline import Review, Ruling, Rulings
 from pwopt.tuning.replay import Culprit, find_culprit, replay, rulings_of
@@ -102,6 +105,8 @@ from pwopt.tuning.workbench import (
 __all__ = ["Check", "Options", "bisect", "default_passes", "optimize"]
 
 _CAREFUL = Precision(15, 301, 10.0)
+_APART = Precision(11, 301, 5.0)
+_MOST_NAMED = 8
 _DISTURBED = 0.02
 """An interval whose half is wider than this is worth a note."""
 
@@ -126,6 +131,9 @@ class Options:
         opset: raise the standard operator set to this version first; ``None`` keeps it.
         keep_overridable_initializers: do not treat initializers that are listed among the inputs
             (as IR version 3 required) as constants.
+        fp16: convert to half precision first, inputs and outputs excepted; what deviates too far
+            on the inputs stays in single precision. The result is verified like any other, with
+            a tolerance that suits half precision.
         max_error: tolerance for exact rewrites, relative to each output's scale; ``None`` takes a
             small multiple of what the original itself shows between optimization levels. A large
             one also lets passes offer forms that amplify rounding errors more.
@@ -158,6 +166,7 @@ class Options:
     skip_passes: tuple[str, ...] = ()
     opset: int | None = None
     keep_overridable_initializers: bool = False
+    fp16: bool = False
     max_error: float | None = None
     max_size_growth: float = 2.0
     calibration: Given | None = None
@@ -273,6 +282,7 @@ def _as_recorded(options: Options, target: Target, script: Script) -> tuple[Opti
         skip_passes=(),
         opset=recipe.opset,
         keep_overridable_initializers=recipe.keep_overridable_initializers,
+        fp16=recipe.fp16 is not None,
     )
     shapes = {**script.input_shapes, **target.input_shapes}
     return recorded, replace(target, input_shapes=shapes)
@@ -315,6 +325,7 @@ class _Line:
         self.data: Data | None = None
         self.parts: HeldOut | None = None
         self.accuracy: AccuracyFigures | None = None
+        self.half: HalfFigures | None = None
         self.cache = None if options.cache is None else Cache(options.cache, self.notes.append)
 
     def run(self) -> Report:
@@ -326,9 +337,12 @@ class _Line:
                 found = self._within_budget(bench, judge, found)
             with self.stages.stage("options"):
                 options = self._options(bench, found)
+            with self.stages.stage("fp16"):
+                half = self._half(bench, found)
             with self.stages.stage("write"):
                 final = self._write(bench, found)
-            return replace(self._report(found, final, len(bench.feeds)), options=options)
+            report = self._report(found, final, len(bench.feeds))
+            return replace(report, options=options, fp16=half)
 
     def bisect(self, script: Script, check: Check) -> Culprit | None:
         with self._prepared() as bench:
@@ -343,6 +357,8 @@ class _Line:
         with self.stages.stage("load"):
             model = self._load()
             self.data = self._data()
+        if self.options.fp16:
+            model = self._halved(model)
         with (
             tempfile.TemporaryDirectory(prefix="pwopt-") as scratch,
             ThreadPoolExecutor(max_workers=1) as beside,
@@ -391,6 +407,25 @@ class _Line:
                 " they are treated as constants (--keep-overridable-initializers prevents this)."
             )
         return model
+
+    def _halved(self, model: Model) -> Model:
+        """In fp16, but for what calibration, or the report that is replayed, keeps in fp32."""
+        self.prepared = True
+        script = self.options.replay
+        if script is not None:
+            self.half = HalfFigures(script.recipe.fp16 or (), len(model.nodes))
+            return half_with(model, self.half.kept)
+        self.progress("converting to fp16", None)
+        with self.stages.stage("fp16"):
+            feeds = self._feeds()
+            tolerance = self.options.max_error or rounding_floor("float16", model.depth)
+            half = convert_to_half(model, feeds, self.target, tolerance)
+        self.half = HalfFigures(half.kept, half.nodes)
+        if half.kept:
+            some = ", ".join(half.kept[:_MOST_NAMED])
+            more = " ..." if len(half.kept) > _MOST_NAMED else ""
+            self.notes.append(f"{len(half.kept)} nodes stay in fp32: {some}{more}")
+        return half.model
 
     def _known(self) -> dict[str, Any] | None:
         """What an earlier search on this model and target ended with."""
@@ -629,6 +664,25 @@ class _Line:
             return None
         return None if tried is None else _option_figures(tried)
 
+    def _half(self, bench: Workbench, found: Found) -> HalfFigures | None:
+        """The gain of the conversion to fp16 and that of rewriting, each by itself."""
+        if self.half is None or found.comparison is None or found.is_partial:
+            return self.half
+        held = Ruling(Verdict.HELD)
+        base = bench.build(replace(found.rulings, default=held, limit=0))
+        try:
+            conversion = bench.compare(bench.original, base.written, _APART, "timing fp16 alone")
+            rewriting = (
+                None
+                if found.build is None
+                else bench.compare(base.written, found.build.written, _APART, "timing rewriting")
+            )
+        except InterruptedSearch:
+            return self.half
+        return replace(
+            self.half, conversion=_latency(conversion, None), rewriting=_latency(rewriting, None)
+        )
+
     def _search_key(self) -> tuple[object, ...]:
         """All that the end of a search depends on."""
         options = replace(
@@ -759,6 +813,7 @@ class _Line:
                 tuple(p.spec() for part in self._selected() for p in part),
                 self.options.opset,
                 self.options.keep_overridable_initializers,
+                None if self.half is None else self.half.kept,
             ),
             passes={n: Tally.of([r for r in final.remarks if r.pass_name == n]) for n in names},
             remarks=final.remarks,

@@ -15,6 +15,7 @@ __all__ = [
     "CoarseFigures",
     "CostChange",
     "ErrorFigures",
+    "HalfFigures",
     "LatencyFigures",
     "ModelFile",
     "OptionFigures",
@@ -114,6 +115,23 @@ class OptionsFigures:
 
 
 @dataclass(frozen=True)
+class HalfFigures:
+    """What the conversion to fp16 came to, apart from rewriting.
+
+    Attributes:
+        kept: names of nodes that go on computing in fp32.
+        nodes: number of nodes of the original.
+        conversion: the original against its plain conversion; ``None`` if nothing was timed.
+        rewriting: that conversion against what was written; ``None`` if that is the original.
+    """
+
+    kept: tuple[str, ...]
+    nodes: int
+    conversion: LatencyFigures | None = None
+    rewriting: LatencyFigures | None = None
+
+
+@dataclass(frozen=True)
 class PlacementFigures:
     """Where the nodes of what was written run, on a device.
 
@@ -193,11 +211,14 @@ class Recipe:
         passes: with their options, as ``--passes`` takes them, in order.
         opset: what the opset was raised to; ``None``: it was kept.
         keep_overridable_initializers: whether listed initializers stayed inputs.
+        fp16: names of the nodes that stayed in fp32 when the rest was converted to fp16;
+            ``None``: nothing was.
     """
 
     passes: tuple[str, ...] = ()
     opset: int | None = None
     keep_overridable_initializers: bool = False
+    fp16: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +255,7 @@ class Report:
         notes: things the user should know, each a sentence.
         placement: which provider runs which nodes; ``None`` on the CPU.
         options: provider options that were tried; ``None`` if none were.
+        fp16: the conversion to fp16; ``None`` if it was not asked for.
     """
 
     pwopt: str
@@ -252,3 +274,4 @@ class Report:
     accuracy: AccuracyFigures | None = None
     placement: PlacementFigures | None = None
     options: OptionsFigures | None = None
+    fp16: HalfFigures | None = None

@@ -45,6 +45,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "notes": list(report.notes),
         "placement": None if report.placement is None else asdict(report.placement),
         "options": None if report.options is None else asdict(report.options),
+        "fp16": None if report.fp16 is None else asdict(report.fp16),
     }
 
 
@@ -68,7 +69,10 @@ def read_script(path: Path) -> Script:
             report["model"]["sha256"],
             report["output"]["sha256"],
             Recipe(
-                tuple(recipe["passes"]), recipe["opset"], recipe["keep_overridable_initializers"]
+                tuple(recipe["passes"]),
+                recipe["opset"],
+                recipe["keep_overridable_initializers"],
+                None if recipe.get("fp16") is None else tuple(recipe["fp16"]),
             ),
             {name: tuple(dims) for name, dims in report["target"]["input_shapes"].items()},
             tuple(_remark(r) for r in report["remarks"] if r["ordinal"] is not None),

@@ -14,6 +14,7 @@ from pwopt.cost import ModelCost, NodeCost
 from pwopt.remark import Kind, Remark, Tally
 from pwopt.result import (
     AccuracyFigures,
+    HalfFigures,
     LatencyFigures,
     OptionsFigures,
     PlacementFigures,
@@ -79,6 +80,8 @@ def _summary(report: Report) -> Table:
     place = f"{target.provider}, {threads}, {target.device}"
     table.add_row("target", f"{place}, ONNX Runtime {target.ort}")
     table.add_row("latency", _latency_text(report.latency))
+    if report.fp16 is not None:
+        table.add_row("fp16", _half_text(report.fp16))
     if report.options is not None:
         table.add_row("options", _options_text(report.options))
     table.add_row("error", _error_text(report))
@@ -112,6 +115,19 @@ def _copies_text(copies_ms: tuple[float, float] | None) -> str:
         return ""
     to_device, to_host = copies_ms
     return f"; copies not counted: {to_device:.2g} ms to the device, {to_host:.2g} ms back"
+
+
+def _half_text(half: HalfFigures) -> str:
+    kept = f"{len(half.kept)} of {half.nodes} nodes stay in fp32"
+    parts = [
+        f"{title} {figures.speedup:.3f}x [{figures.ci95[0]:.3f}, {figures.ci95[1]:.3f}]"
+        for title, figures in (
+            ("the conversion alone", half.conversion),
+            ("rewriting on top", half.rewriting),
+        )
+        if figures is not None
+    ]
+    return "; ".join([kept, *parts])
 
 
 def _options_text(options: OptionsFigures) -> str:
