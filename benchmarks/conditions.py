@@ -18,7 +18,7 @@ def conditions() -> dict[str, str | None]:
     return {
         "device": resolve(Target()).device,
         "python": platform.python_version(),
-        "onnxruntime": version("onnxruntime"),
+        "onnxruntime": resolve(Target()).ort,
         "onnx": version("onnx"),
         "commit": _commit(),
     }

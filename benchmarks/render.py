@@ -21,6 +21,7 @@ _SAME = 1e-3
 """A tool whose output lies further from the original's is left out of the comparison."""
 
 RESULTS = HERE.parent / "docs" / "results.md"
+RESULTS_CUDA = HERE.parent / "docs" / "results-cuda.md"
 
 
 def collection_table(rows: list[dict[str, Any]]) -> str:
@@ -217,6 +218,67 @@ def summary_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def cuda_table(record: dict[str, Any]) -> str:
+    """One line per model, batch and precision; gains of three kinds, apart."""
+    header = ["model", "batch", "precision", "was ms", "rewriting", "fp16 alone", "options"]
+    header += ["error", "allowed", "kept"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    slower: list[str] = []
+    reached = 0
+    for row in record["rows"]:
+        start = f"| {row['model']} | {row['batch']} | {row['precision']} |"
+        if "failed" in row:
+            lines.append(f"{start} | | | | | | {row['failed']} |")
+            continue
+        report = row["report"]
+        latency, half, options = (report[key] for key in ("latency", "fp16", "options"))
+        rewriting = latency if half is None else half["rewriting"]
+        reached += 1
+        if latency is not None and latency["speedup"] < _ALLOWED_LOSS:
+            slower.append(f"{row['model']} at batch {row['batch']} in {row['precision']}")
+        kept = [p["name"] for p in report["passes"] if p["applied"] and p["name"] != "canonicalise"]
+        cells = [
+            "" if latency is None else f"{latency['baseline_ms']:.3g}",
+            _gain(rewriting) or "1 (original kept)",
+            "" if half is None else _gain(half["conversion"]),
+            "" if options is None else _options_gain(options),
+            _figure(report["error"]["max_relative"]),
+            f"{report['error']['tolerance']:.1e}",
+            ", ".join(kept) or ("canonicalised only" if latency else "nothing"),
+        ]
+        lines.append(f"{start} {' | '.join(cells)} |")
+    verdict = f"slower by more than 1%: {', '.join(slower) or 'none'}"
+    lines += ["", f"{reached} of {len(record['rows'])} rows were reached; {verdict}."]
+    packages = ", ".join(
+        f"{name} {found}"
+        for name, found in record["conditions"].items()
+        if name.startswith(("nvidia", "onnxruntime-gpu"))
+    )
+    return "\n".join(
+        [*lines, "", sentence(record["conditions"]), *([packages] if packages else [])]
+    )
+
+
+_ALLOWED_LOSS = 0.99
+
+
+def _figure(error: float | None) -> str:
+    return "not compared" if error is None else f"{error:.1e}"
+
+
+def _gain(latency: dict[str, Any] | None) -> str:
+    """A speedup with its interval; nothing if there is none."""
+    if latency is None:
+        return ""
+    low, high = latency["ci95"]
+    return f"{latency['speedup']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _options_gain(options: dict[str, Any]) -> str:
+    settings = " ".join(f"{key}={value}" for key, value in options["settings"].items())
+    return f"{_gain(options['optimized'])} {settings}" if settings else "none gains"
+
+
 def fill(path: Path, name: str, table: str) -> None:
     """Replace what stands between the markers of *name*, if *path* has them."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -231,6 +293,9 @@ def main() -> None:
         rows = json.loads(path.read_text())
         if path.stem == "whole-process":
             fill(RESULTS, path.stem, whole_process_table(rows))
+            continue
+        if path.stem == "cuda":
+            fill(RESULTS_CUDA, path.stem, cuda_table(rows))
             continue
         if path.stem == "scaling":
             fill(RESULTS, path.stem, scaling_table(rows))

@@ -183,7 +183,8 @@ def resolve(target: Target) -> Target:
     Raises:
         UsageError: the provider is unknown, it has no such option, or the number of threads is
             negative.
-        RuntimeUnavailableError: no runtime is installed, or it lacks the provider.
+        RuntimeUnavailableError: no runtime is installed, it lacks the provider, or that cannot
+            start.
     """
     provider = find_provider(target.provider)
     if target.threads < 0:
@@ -192,9 +193,12 @@ def resolve(target: Target) -> Target:
         )
     checked = replace(target, provider_options=provider.checked_options(target.provider_options))
     ort = load_onnxruntime()
+    provider.prepare(ort)
     if not target.allow_fallback:
         _require_available(ort, provider)
-    provider.prepare(ort)
+        problem = provider.diagnose(ort)
+        if problem is not None:  # before anything is computed that would be lost
+            raise _not_started(provider, problem)
     return replace(checked, device=provider.describe(checked), ort=str(ort.__version__))
 
 
@@ -298,7 +302,7 @@ class Session:
             UsageError: a name or dtype is not the model's.
             ExecutionError: (also by the function) the model fails on these values.
         """
-        return self.bound_runner(feeds) if self._provider.is_device else self.runner(feeds)
+        return self.bound_runner(feeds) if self._is_on_device else self.runner(feeds)
 
     def bound_runner(self, feeds: Mapping[str, Value]) -> Callable[[], object]:
         """As :meth:`runner`, with inputs and outputs in buffers of the provider's memory.
@@ -354,7 +358,7 @@ class Session:
             ExecutionError: the model fails on these values.
         """
         self._check_names(feeds)
-        arrays = self._bindable(feeds) if self._provider.is_device else None
+        arrays = self._bindable(feeds) if self._is_on_device else None
         if arrays is None:
             return None
         ort = load_onnxruntime()
@@ -365,6 +369,11 @@ class Session:
             lambda: [value.update_inplace(array) for value, array in pairs],
             lambda: [value.numpy() for value in outputs],
         )
+
+    @property
+    def _is_on_device(self) -> bool:
+        """Whether there is a device, and the CPU does not stand in for it."""
+        return self._provider.is_device and self._provider.runtime_name in self.providers
 
     @property
     def _place(self) -> tuple[str, int]:
@@ -457,12 +466,9 @@ def open_session(
         raise InvalidModelError(f"{path} does not exist or is not a file.")
     provider.prepare(ort)
     options = _session_options(ort, target, optimized=optimized, profile_to=profile_to)
-    providers: list[Any] = [(provider.runtime_name, checked)]
-    if provider.runtime_name != _CPU:
-        providers.append(_CPU)
-    if target.allow_fallback:
-        available = ort.get_available_providers()
-        providers = [p for p in providers if (p if isinstance(p, str) else p[0]) in available]
+    providers: list[Any] = [] if provider.runtime_name == _CPU else [_CPU]
+    if not target.allow_fallback or _can_start(ort, provider):
+        providers.insert(0, (provider.runtime_name, checked))
     start = time.perf_counter()
     try:
         session = ort.InferenceSession(
@@ -475,7 +481,8 @@ def open_session(
         raise _load_failure(provider, path, error) from error
     load_seconds = time.perf_counter() - start
     if provider.runtime_name not in session.get_providers() and not target.allow_fallback:
-        raise _not_started(ort, provider, session.get_providers())
+        problem = provider.diagnose(ort) or f"running: {_short(session.get_providers())}"
+        raise _not_started(provider, problem)
     return Session(session, path, target, optimized=optimized, load_seconds=load_seconds)
 
 
@@ -559,16 +566,14 @@ def _advised(provider: Provider, path: Path, error: Exception) -> PwoptError | N
     return kind(f"{path.name}: {problem}. {remedy.advice}")
 
 
-def _not_started(ort: ModuleType, provider: Provider, running: list[str]) -> PwoptError:
-    """The runtime only logs why; the provider is asked."""
-    reason = provider.diagnose(ort)
-    found = None if reason is None else provider.remedy(reason)
+def _not_started(provider: Provider, problem: str) -> PwoptError:
+    """The runtime only logs why a provider does not start; *problem* is what it says if asked."""
+    found = provider.remedy(problem)
     advice = "Check its driver and libraries, or pass --provider cpu."
     if found is not None:
-        reason, advice = found[0], found[1].advice
-    says = f": {reason}" if reason else f" (running: {_short(running)})"
+        problem, advice = found[0], found[1].advice
     return RuntimeUnavailableError(
-        f"{provider.runtime_name} is installed, but did not start{says}. {advice}"
+        f"{provider.runtime_name} is installed, but did not start: {problem}. {advice}"
     )
 
 
@@ -606,6 +611,12 @@ def _require_available(ort: ModuleType, provider: Provider) -> None:
     raise RuntimeUnavailableError(
         f"{provider.runtime_name} is not available (available: {_short(available)}). {advice}"
     )
+
+
+def _can_start(ort: ModuleType, provider: Provider) -> bool:
+    """Asking the runtime for one that cannot makes it write pages to standard error."""
+    is_there = provider.runtime_name in ort.get_available_providers()
+    return is_there and provider.diagnose(ort) is None
 
 
 def _installed_twice() -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -56,4 +57,6 @@ def fake_runtime(
         get_available_providers=lambda: available,
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    if "CUDAExecutionProvider" in started:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     return opened

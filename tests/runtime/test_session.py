@@ -117,6 +117,7 @@ def test_silent_fallback_to_the_cpu_is_refused(
     assert opened[0].fallback == 0
     session = open_session(path, Target(provider="cuda", allow_fallback=True))
     assert session.providers == ("CPUExecutionProvider",)
+    assert opened[1].providers == ["CPUExecutionProvider"], "what cannot start is not asked for"
 
 
 def test_cuda_comes_first_with_its_options_and_the_cpu_behind(
