@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,51 @@ def accuracy_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, *_conditions(rows)])
 
 
+def tangled_table(rows: list[dict[str, Any]]) -> str:
+    """Times of the clean network over those of its tangled export, before and after."""
+    header = "| network | form | clean ms | operators | tangled | 95% interval | brought back |"
+    lines = [header + " 95% interval | rounds |", "|---" * 9 + "|"]
+    for row in rows:
+        count = row["operators"]
+        cells = [row["name"], row["form"], f"{row['clean_ms']:.3g}"]
+        cells.append(f"{count['tangled']} to {count['optimized']} (clean {count['clean']})")
+        for what in ("tangled", "optimized"):
+            ratio, (low, high) = row[what]
+            cells += [f"{ratio:.3f}", f"{low:.3f} to {high:.3f}"]
+        lines.append(f"| {' | '.join([*cells, str(row['rounds'])])} |")
+    return "\n".join([*lines, *_conditions(rows)])
+
+
+def shares_table(rows: list[dict[str, Any]]) -> str:
+    """Where the time goes, and the bound on what can be gained outside of convolutions."""
+    lines = ["| model | ms | convolutions | layout | rest | bound | GFLOP/s in convolutions |"]
+    lines.append("|---" * 7 + "|")
+    for row in rows:
+        if row["ms"] < 0.1:
+            continue  # profiles count whole microseconds
+        share = row["shares"]
+        parts = " | ".join(f"{share[k]:.1%}" for k in ("convolutions", "layout", "rest"))
+        bound = 1 / share["convolutions"]
+        lines.append(
+            f"| {row['name']} | {row['ms']:.3g} | {parts} | {bound:.2f} | {row['gflops']:.0f} |"
+        )
+    return "\n".join([*lines, *_conditions(rows)])
+
+
+def trials_table(rows: list[dict[str, Any]]) -> str:
+    """What each way gives by itself, against the original."""
+    lines = ["| network | was ms | applied everywhere | speedup | 95% interval | pairs |"]
+    lines.append("|---" * 6 + "|")
+    for row in rows:
+        low, high = row["ci95"]
+        lines.append(
+            f"| {row['name']} | {row['baseline']['median_ms']:.3g} |"
+            f" {row['trial'].replace(' ', ', ') or 'simplified only'} | {row['speedup']:.3f} |"
+            f" {low:.3f} to {high:.3f} | {row['pairs']} |"
+        )
+    return "\n".join([*lines, *_conditions(rows)])
+
+
 SHOWN = (
     "ultraface_rfb_320",
     "googlenet",
@@ -287,21 +333,26 @@ def fill(path: Path, name: str, table: str) -> None:
     path.write_text(pattern.sub(lambda _: f"{begin}\n{table}\n{end}", text))
 
 
+_TABLES: dict[str, Callable[[Any], str]] = {
+    "accuracy-exact": accuracy_table,
+    "scaling": scaling_table,
+    "shares-1": shares_table,
+    "tangled-1": tangled_table,
+    "trials-1": trials_table,
+    "whole-process": whole_process_table,
+}
+"""By the names of records."""
+
+
 def main() -> None:
     """Replace every marked table for which there is a record."""
     for path in sorted((HERE / "records").glob("*.json")):
         rows = json.loads(path.read_text())
-        if path.stem == "whole-process":
-            fill(RESULTS, path.stem, whole_process_table(rows))
-            continue
         if path.stem == "cuda":
             fill(RESULTS_CUDA, path.stem, cuda_table(rows))
             continue
-        if path.stem == "scaling":
-            fill(RESULTS, path.stem, scaling_table(rows))
-            continue
-        if path.stem == "accuracy-exact":
-            fill(RESULTS, path.stem, accuracy_table(rows))
+        if path.stem in _TABLES:
+            fill(RESULTS, path.stem, _TABLES[path.stem](rows))
             continue
         if path.stem.startswith("peers"):
             fill(RESULTS, path.stem, peers_table(rows))
