@@ -19,7 +19,7 @@ import numpy as np
 from pwopt.errors import UsageError
 from pwopt.graph import Model, ModelProto, parse, save
 from pwopt.graph.expose import Step, exposed, join_casts, named_steps
-from pwopt.runtime import Feeds, open_session
+from pwopt.runtime import Feeds, Session, open_session
 from pwopt.runtime.half import LARGEST_HALF, converted_to_half
 from pwopt.target import Target
 
@@ -27,11 +27,10 @@ __all__ = ["Half", "convert_to_half", "half_with"]
 
 _HEADROOM = 4.0
 """How far below the end of fp16's range values must stay on the calibration inputs."""
-_TENSORS_AT_ONCE = 48
+_TENSORS_AT_ONCE = 16
 _ATTEMPTS = 8
 
-Values = Mapping[str, Sequence[np.ndarray[Any, Any]]]
-"""By tensor, its values on each input set."""
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,20 +80,19 @@ def convert_to_half(model: Model, feeds: Sequence[Feeds], target: Target, tolera
     steps = named_steps(proto)
     outputs = [output.name for output in proto.graph.output]
     with tempfile.TemporaryDirectory(prefix="pwopt-half-") as folder:
-        run = _Probe(Path(folder), feeds, Target(threads=target.threads))
-        exact = run.values(proto, [name for step in steps for name in step.writes])
-        kept = _out_of_range(steps, exact, feeds)
+        probe = _Probe(Path(folder), feeds, Target(threads=target.threads))
+        largest = probe.largest(proto, [name for step in steps for name in step.writes])
+        kept = _out_of_range(steps, {**_largest_fed(feeds), **largest})
         best: tuple[float, set[str]] | None = None
         more = 1
         for _ in range(_ATTEMPTS):
             half = _converted(proto, kept)
-            found = run.values(half, [n for n in exact if n not in outputs] + outputs)
-            deviations = {name: _deviation(exact[name], found[name]) for name in found}
-            worst = max((deviations[name] for name in outputs if name in deviations), default=0.0)
+            worst = max(probe.deviations(proto, half, outputs).values(), default=0.0)
             if best is None or worst < best[0]:
                 best = (worst, set(kept))
             if worst <= tolerance or len(kept) == len(steps):
                 break
+            deviations = probe.deviations(proto, half, list(largest))
             kept = kept | set(_culprits(steps, deviations, kept)[:more])
             more *= 2
         assert best is not None
@@ -117,27 +115,40 @@ def _converted(proto: ModelProto, kept: Collection[str]) -> ModelProto:
 
 
 class _Probe:
-    """Runs models on the calibration inputs and reads values within them."""
+    """Runs models on the calibration inputs and looks at values within them, a few at a time."""
 
     def __init__(self, folder: Path, feeds: Sequence[Feeds], target: Target) -> None:
         self.folder = folder
         self.feeds = feeds
         self.target = target
 
-    def values(self, proto: ModelProto, names: Sequence[str]) -> dict[str, list[Any]]:
-        """The tensors *names* on every input set; those alone that hold numbers of fp16 or fp32."""
-        found: dict[str, list[Any]] = {}
+    def largest(self, proto: ModelProto, names: Sequence[str]) -> dict[str, float]:
+        """Largest finite magnitude of those of the tensors *names* that are floats."""
+        found: dict[str, float] = {}
         for group in _groups(names):
-            path = save(parse(exposed(proto, group)), self.folder / "probe.onnx").path
-            with open_session(path, self.target, optimized=False) as session:
+            with self._open(proto, group) as session:
                 for feed in self.feeds:
-                    for name, value in session.run(feed).items():
-                        if isinstance(value, np.ndarray) and value.dtype in (
-                            np.float32,
-                            np.float16,
-                        ):
-                            found.setdefault(name, []).append(value.astype(np.float32))
+                    for name, values in _floats(session.run(feed)).items():
+                        found[name] = max(found.get(name, 0.0), _magnitude(values))
         return found
+
+    def deviations(
+        self, exact: ModelProto, half: ModelProto, names: Sequence[str]
+    ) -> dict[str, float]:
+        """How far the tensors *names* of *half* lie from those of *exact*."""
+        found: dict[str, float] = {}
+        for group in _groups(names):
+            with self._open(exact, group) as first, self._open(half, group) as second:
+                for feed in self.feeds:
+                    reference, others = _floats(first.run(feed)), _floats(second.run(feed))
+                    for name in reference.keys() & others.keys():
+                        deviation = _deviation(reference[name], others[name])
+                        found[name] = max(found.get(name, 0.0), deviation)
+        return found
+
+    def _open(self, proto: ModelProto, names: Sequence[str]) -> Session:
+        path = save(parse(exposed(proto, names)), self.folder / "probe.onnx").path
+        return open_session(path, self.target, optimized=False)
 
 
 def _groups(names: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -146,39 +157,47 @@ def _groups(names: Sequence[str]) -> Iterator[Sequence[str]]:
         yield names[start : start + _TENSORS_AT_ONCE]
 
 
-def _out_of_range(steps: Sequence[Step], exact: Values, feeds: Sequence[Feeds]) -> set[str]:
+def _floats(values: Mapping[str, Any]) -> dict[str, Array]:
+    """Those of *values* that are tensors of fp16 or fp32, in fp32."""
+    return {
+        name: value.astype(np.float32, copy=False)
+        for name, value in values.items()
+        if isinstance(value, np.ndarray) and value.dtype in (np.float32, np.float16)
+    }
+
+
+def _largest_fed(feeds: Sequence[Feeds]) -> dict[str, float]:
+    """The same as :meth:`_Probe.largest` of the inputs."""
+    found: dict[str, float] = {}
+    for feed in feeds:
+        for name, values in _floats(feed).items():
+            found[name] = max(found.get(name, 0.0), _magnitude(values))
+    return found
+
+
+def _out_of_range(steps: Sequence[Step], largest: Mapping[str, float]) -> set[str]:
     """Nodes that write or read what fp16 cannot hold."""
     limit = LARGEST_HALF / _HEADROOM
-    fed: dict[str, list[Any]] = {}
-    for feed in feeds:
-        for name, value in feed.items():
-            if isinstance(value, np.ndarray) and value.dtype == np.float32:
-                fed.setdefault(name, []).append(value)
-    large = {name for name, sets in {**fed, **exact}.items() if _largest(sets) > limit}
-    return {step.name for step in steps if large.intersection((*step.reads, *step.writes))}
+    beyond = {name for name, magnitude in largest.items() if magnitude > limit}
+    return {step.name for step in steps if beyond.intersection((*step.reads, *step.writes))}
 
 
-def _largest(sets: Sequence[np.ndarray[Any, Any]]) -> float:
+def _magnitude(values: Array) -> float:
     """The largest finite magnitude."""
-    finite = (np.abs(values[np.isfinite(values)]) for values in sets)
-    return max((float(f.max()) for f in finite if f.size), default=0.0)
+    finite = np.abs(values[np.isfinite(values)])
+    return float(finite.max()) if finite.size else 0.0
 
 
-def _deviation(
-    exact: Sequence[np.ndarray[Any, Any]], found: Sequence[np.ndarray[Any, Any]]
-) -> float:
+def _deviation(exact: Array, found: Array) -> float:
     """Largest difference, relative to the largest magnitude; infinite where one is not finite."""
-    worst = 0.0
-    for a, b in zip(exact, found, strict=True):
-        if a.shape != b.shape or bool((np.isfinite(a) & ~np.isfinite(b)).any()):
-            return float("inf")
-        finite = np.isfinite(a)
-        if not finite.any():
-            continue
-        scale = float(np.abs(a[finite]).max())
-        difference = float(np.abs(a[finite] - b[finite]).max())
-        worst = max(worst, difference / scale if scale else difference)
-    return worst
+    finite = np.isfinite(exact)
+    if exact.shape != found.shape or bool((finite & ~np.isfinite(found)).any()):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(exact[finite]).max())
+    difference = float(np.abs(exact[finite] - found[finite]).max())
+    return difference / scale if scale else difference
 
 
 def _culprits(

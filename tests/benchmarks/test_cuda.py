@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import cuda
-from benchmarks.cuda import CHAIN, PRECISIONS, Row, bottlenecks, collect, measure, rows
+from benchmarks.cuda import CHAIN, PRECISIONS, Row, bottlenecks, collect, measure_apart, rows
 from benchmarks.render import RESULTS_CUDA, cuda_table, fill
 from pwopt import models
 from pwopt.line import default_passes
 from pwopt.target import Target
+from pwopt.tuning.workbench import Precision
+from tests.line.test_device import hasty
 from tests.passes import harness
 
 
@@ -139,15 +143,31 @@ def test_without_a_record_no_figure_stands_on_the_page() -> None:
     assert "| model |" not in RESULTS_CUDA.read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_row_is_measured_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
+    hasty(monkeypatch)
+    monkeypatch.setattr("pwopt.line._APART", Precision(2, 4, 0.1))
     monkeypatch.setattr(cuda, "bottlenecks", lambda batch: bottlenecks(batch, 1, 8, 8))
-    monkeypatch.setattr(cuda, "SEARCH_SECONDS", 1.0)
-    found = measure(Row(CHAIN, 2, precision), "cpu", tmp_path, 60.0)
+    monkeypatch.setattr(cuda, "SEARCH_SECONDS", 0.0)
+    asked = json.dumps({**vars(Row(CHAIN, 2, precision)), "provider": "cpu", "seconds": 60.0})
+    answer = tmp_path / "row.json"
+    done = CliRunner().invoke(cuda.main, ["--row", asked, str(answer)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(answer.read_text())
     assert (found["model"], found["batch"]) == (CHAIN, 2)
     assert (found["report"]["fp16"] is not None) == (precision == "fp16")
-    json.dumps(found)
     assert cuda_table({**RECORD, "rows": [found]})
+
+
+def test_a_row_that_fails_or_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(command: list[str], timeout: float, **_: object) -> object:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    wanted = Row(CHAIN, 1, "fp32")
+    monkeypatch.setattr(subprocess, "run", late)
+    assert measure_apart(wanted, "cpu", 5.0)["failed"] == "the time was over"
+    died = SimpleNamespace(stderr="trace\npwopt: out of memory\n", returncode=1)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: died)
+    assert measure_apart(wanted, "cpu", 5.0)["failed"] == "pwopt: out of memory"
