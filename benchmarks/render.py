@@ -22,6 +22,7 @@ _SAME = 1e-3
 """A tool whose output lies further from the original's is left out of the comparison."""
 
 RESULTS = HERE.parent / "docs" / "results.md"
+WINOGRAD = HERE.parent / "docs" / "winograd.md"
 RESULTS_CUDA = HERE.parent / "docs" / "results-cuda.md"
 
 
@@ -214,6 +215,74 @@ def trials_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, *_conditions(rows)])
 
 
+def winograd_table(rows: list[dict[str, Any]]) -> str:
+    """Variants of the Winograd lowering by shape, with the split of their time."""
+    header = "| C x H=W | batch | form | speedup | 95% interval | direct ms | (compute) |"
+    header += " lowered ms | input | multiply | (compute) | output | (bytes) |"
+    lines = [header, "|---" * 13 + "|"]
+    for r in sorted(rows, key=lambda r: (r["batch"], r["channels"] * r["size"], r["size"])):
+        low, high = r["ci95"]
+        cells = [f"{r['channels']} x {r['size']}", r["batch"], r["variant"]]
+        cells += [f"{r['speedup']:.2f}", f"{low:.2f} to {high:.2f}"]
+        names = "direct direct_roofline lowered input multiply multiply_roofline output"
+        cells += [f"{r[f'{n}_ms']:.2f}" for n in (*names.split(), "bytes_roofline")]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    ceilings = dict.fromkeys(
+        f"{r['gmacs_per_s']:.0f} GMAC/s and {r['gbytes_per_s']:.0f} GB/s" for r in rows
+    )
+    lines += ["", f"Ceilings, by run: {'; '.join(ceilings)}."]
+    return "\n".join([*lines, *_conditions(rows)])
+
+
+def openvino_table(rows: list[dict[str, Any]]) -> str:
+    """Optimized models on ONNX Runtime against OpenVINO on the originals."""
+    header = "| model | original ms | pwopt ms | OpenVINO ms | over ONNX Runtime | over OpenVINO |"
+    lines = [header + " 95% interval | rounds | OpenVINO |", "|---" * 9 + "|"]
+    for row in rows:
+        over, (low, high) = row["over_openvino"]
+        times = " | ".join(f"{row[n]:.3g}" for n in ("original_ms", "pwopt_ms", "openvino_ms"))
+        lines.append(
+            f"| {row['name']} | {times} | {row['over_original'][0]:.3f} | {over:.3f} |"
+            f" {low:.3f} to {high:.3f} | {row['rounds']} | {row['openvino']} |"
+        )
+    return "\n".join([*lines, *_conditions(rows)])
+
+
+ASKED = {
+    "vgg19": 1.8,
+    "vgg16": 1.8,
+    "resnet18": 1.3,
+    "resnet34": 1.3,
+    "resnet50": 1.08,
+    "realesr_animevideov3_x2": 1.3,
+    "dncnn_sigma25_bn": 1.15,
+    "waifu2x_cunet_x2": 1.1,
+    "inception_v3": 1.05,
+}
+"""Speedups asked of the Winograd lowering, one thread; on two, 85% of what one thread shows."""
+
+
+def asked_table(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> str:
+    """What the collection's records say of the models that Winograd is asked about."""
+    lines = ["| model | asked | one thread | two threads | of one |", "|---" * 5 + "|"]
+    by_threads = [{r["name"]: r["latency"] for r in rows if r["latency"]} for rows in (one, two)]
+    for name, asked in ASKED.items():
+        latencies = [found.get(name) for found in by_threads]
+        cells = [_with_interval(latency) for latency in latencies]
+        ratio = ""
+        if latencies[0] and latencies[1]:
+            ratio = f"{latencies[1]['speedup'] / latencies[0]['speedup']:.0%}"
+        lines.append(f"| {name} | {asked:g} | {cells[0]} | {cells[1]} | {ratio} |")
+    return "\n".join([*lines, *_conditions([r for r in (*one, *two) if r["name"] in ASKED])])
+
+
+def _with_interval(latency: dict[str, Any] | None) -> str:
+    if latency is None:
+        return ""
+    low, high = latency["ci95"]
+    return f"{latency['speedup']:.3f} ({low:.3f} to {high:.3f})"
+
+
 SHOWN = (
     "ultraface_rfb_320",
     "googlenet",
@@ -354,11 +423,20 @@ def main() -> None:
         if path.stem in _TABLES:
             fill(RESULTS, path.stem, _TABLES[path.stem](rows))
             continue
+        if path.stem.startswith("winograd"):
+            fill(WINOGRAD, path.stem, winograd_table(rows))
+            continue
+        if path.stem.startswith("openvino"):
+            fill(RESULTS, path.stem, openvino_table(rows))
+            continue
         if path.stem.startswith("peers"):
             fill(RESULTS, path.stem, peers_table(rows))
             continue
         fill(RESULTS, path.stem, collection_table(rows))
         if path.stem == "collection-quick-1":
+            both = path.with_name("collection-quick-2.json")
+            two = json.loads(both.read_text()) if both.exists() else []
+            fill(RESULTS, "winograd-asked", asked_table(rows, two))
             fill(HERE.parent / "README.md", "summary", summary_table(rows))
 
 

@@ -3,11 +3,12 @@
 Every figure comes from a window of two convolutions, each with its Relu, so that layout changes
 at the edges count about as they do inside a network. Speedups are median ratios of paired runs.
 The split into input transform, multiplication and output transform comes from a profile; beside it
-stands the time that the multiplications alone would take at the rate of a large pointwise
-convolution on the same machine, measured first.
+stands the roofline: the time that the multiplications alone would take at the rate of a large
+matrix product, and that reading and writing each intermediate value once would take at the rate of
+adding two large tensors, both measured first, on the same threads.
 
     python -m benchmarks.winograd --threads 1
-    python -m benchmarks.winograd --shapes 64x56,512x7 --batch 4
+    python -m benchmarks.winograd --only 64x56 --batch 4
     python -m benchmarks.winograd --loading
 """
 
@@ -28,6 +29,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from benchmarks.conditions import conditions
 from pwopt.graph import load, save
 from pwopt.passes.lower_conv_winograd import LowerConvWinograd
 from pwopt.runtime import Profile, compare, open_session, profile
@@ -35,9 +37,9 @@ from pwopt.target import Target
 from pwopt.tuning.driver import Driver
 
 SHAPES = "64x56,128x28,256x14,512x7,64x112,128x56,256x28,512x14,128x112,256x56,512x28,64x224"
-VARIANTS = "2d-f4,1d-f4,1d-f6"
+VARIANTS = "2d-f4,2d-bands-f4,2d-f2,1d-f4,1d-f6"
 LAYERS = 2
-TAPS = {"2d": 2, "1d": 1}
+RECORD = Path(__file__).parent / "records" / "winograd-{threads}.json"
 
 
 def window(
@@ -79,39 +81,81 @@ def lowered(path: Path, variant: str, weights: str = "session") -> Path:
     return out
 
 
-def split(measured: Profile, taps: int, channels: int) -> dict[str, float]:
+def taps(variant: str) -> tuple[int, int, int]:
+    """Outputs of a tile per axis; taps in all; taps of one convolution."""
+    form, tile = variant.split("-f")
+    size = int(tile) + 2
+    return int(tile), size if form == "1d" else size**2, size**2 if form == "2d" else size
+
+
+def split(measured: Profile, variant: str, channels: int) -> dict[str, float]:
     """Milliseconds per layer before, in and behind the multiplications."""
+    _, _, together = taps(variant)
     times = {"input": 0.0, "multiply": 0.0, "output": 0.0}
+    is_behind = False
     for node in measured.nodes:
         shape = node.output_shapes[0] if node.output_shapes else ()
         is_conv = node.op == "Conv"
-        if is_conv and len(shape) > 1 and shape[1] == taps * channels:
-            step = "multiply"
-        elif is_conv or node.op in ("Concat", "ReorderInput"):
-            step = "input"
+        if is_conv and shape[1] == together * channels:
+            step, is_behind = "multiply", True
+        elif is_conv or node.op == "ReorderInput":
+            step, is_behind = "input", False
         else:
-            step = "output"
+            step = "output" if is_behind else "input"
         times[step] += node.median_us / 1000 / LAYERS
     return times
 
 
+def timed(folder: Path, target: Target, op: str, *shapes: tuple[int, ...]) -> float:
+    """Microseconds of one operator on tensors of these shapes."""
+    names = [f"x{i}" for i in range(len(shapes))]
+    graph = helper.make_graph(
+        [helper.make_node(op, names, ["y"])],
+        op,
+        [
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+            for name, shape in zip(names, shapes, strict=True)
+        ],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+    )
+    path = folder / f"{op}.onnx"
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(proto, str(path))
+    rng = np.random.default_rng(1)
+    feeds = {n: rng.normal(size=s).astype(np.float32) for n, s in zip(names, shapes, strict=True)}
+    return min(node.median_us for node in profile(path, target, feeds, runs=20).nodes)
+
+
 def gmacs_per_s(folder: Path, target: Target) -> float:
-    """The rate of a pointwise convolution of 512 channels at 28x28."""
-    path = folder / "ceiling.onnx"
-    onnx.save(window(512, 28, 1, kernel=1, layers=4), str(path))
-    feeds = {"x0": np.random.default_rng(1).normal(size=(1, 512, 28, 28)).astype(np.float32)}
-    nodes = profile(path, target, feeds, runs=20).nodes
-    fastest = min(n.median_us for n in nodes if n.op == "Conv")
-    return 512 * 512 * 28 * 28 / fastest / 1000
+    """The rate of a matrix product of 1024 x 1024 x 1024."""
+    return 1024**3 / timed(folder, target, "MatMul", (1024, 1024), (1024, 1024)) / 1000
+
+
+def gbytes_per_s(folder: Path, target: Target) -> float:
+    """The rate of adding two tensors of 64 MiB: two are read, one is written."""
+    shape = (16, 1024, 1024)
+    return 3 * 4 * math.prod(shape) / timed(folder, target, "Add", shape, shape) / 1000
 
 
 def macs(channels: int, size: int, batch: int, variant: str) -> float:
     """Multiply-accumulates of one layer's multiplications, those of partial tiles included."""
-    form, tile = variant.split("-f")
-    m = int(tile)
-    tiles, taps = -(-size // m), m + 2
-    both = (tiles * taps) ** 2 if form == "2d" else tiles * taps * size * 3
-    return float(batch * channels**2 * both)
+    m, count, _ = taps(variant)
+    tiles = -(-size // m)
+    positions = tiles * size * 3 if variant.startswith("1d") else tiles**2
+    return float(batch * channels**2 * count * positions)
+
+
+def least_bytes(channels: int, size: int, batch: int, variant: str) -> float:
+    """Bytes of one layer if each step read and wrote its tensors once.
+
+    The image is read and written; what is transformed is written, read, and so are the products;
+    transformed weights are read.
+    """
+    m, count, _ = taps(variant)
+    tiles = -(-size // m)
+    positions = tiles * size if variant.startswith("1d") else tiles**2
+    weights = channels**2 * count * (3 if variant.startswith("1d") else 1)
+    return 4.0 * (batch * channels * (2 * size**2 + 4 * count * positions) + weights)
 
 
 def rows(
@@ -120,8 +164,8 @@ def rows(
     rng = np.random.default_rng(2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ceiling = gmacs_per_s(folder, target)
-        click.echo(f"pointwise ceiling: {ceiling:.1f} GMAC/s", err=True)
+        ceiling, bandwidth = gmacs_per_s(folder, target), gbytes_per_s(folder, target)
+        click.echo(f"ceilings: {ceiling:.1f} GMAC/s, {bandwidth:.1f} GB/s", err=True)
         for channels, size in shapes:
             path = folder / f"{channels}x{size}.onnx"
             onnx.save(window(channels, size, batch), str(path))
@@ -132,11 +176,15 @@ def rows(
                     candidate = lowered(path, variant)
                     with open_session(candidate, target) as session:
                         result = compare(
-                            baseline, session, feeds, max_pairs=40, time_limit_s=6.0, rng=rng
+                            baseline, session, feeds, max_pairs=40, time_limit_s=2.0, rng=rng
                         )
-                    taps = (int(variant.split("-f")[1]) + 2) ** TAPS[variant[:2]]
-                    parts = split(profile(candidate, target, feeds, runs=12), taps, channels)
+                    measured = profile(candidate, target, feeds, runs=12)
+                    parts = split(measured, variant, channels)
+                    traffic = least_bytes(channels, size, batch, variant)
                     yield {
+                        "threads": target.threads,
+                        "gmacs_per_s": round(ceiling, 1),
+                        "gbytes_per_s": round(bandwidth, 1),
                         "channels": channels,
                         "size": size,
                         "batch": batch,
@@ -150,27 +198,9 @@ def rows(
                         "multiply_roofline_ms": round(
                             macs(channels, size, batch, variant) / ceiling / 1e6, 3
                         ),
+                        "bytes_roofline_ms": round(traffic / bandwidth / 1e6, 3),
+                        "conditions": conditions(),
                     }
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    columns = "C, H=W, variant, speedup (95%), direct ms, lowered ms, input, multiply, output"
-    lines = [f"| {columns.replace(', ', ' | ')} |", "|--:|--:|---|---|--:|--:|--:|---|--:|"]
-    for r in results:
-        low, high = r["ci95"]
-        cells = (
-            r["channels"],
-            r["size"],
-            r["variant"],
-            f"**{r['speedup']}** ({low}-{high})",
-            f"{r['direct_ms']} ({r['direct_roofline_ms']})",
-            r["lowered_ms"],
-            r["input_ms"],
-            f"{r['multiply_ms']} ({r['multiply_roofline_ms']})",
-            r["output_ms"],
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
 
 
 def load_once(path: Path) -> dict[str, float]:
@@ -224,23 +254,28 @@ def loading(channels: int, size: int, layers: int) -> None:
 @click.option("--variants", default=VARIANTS, show_default=True)
 @click.option("--batch", default=1, show_default=True)
 @click.option("--threads", default=1, show_default=True)
-@click.option("--json", "as_json", type=click.Path(path_type=Path), help="Also write JSON here.")
+@click.option("--only", default="", help="Only the shape that is exactly this.")
 @click.option("--loading", "only_loading", is_flag=True, help="Load time and memory instead.")
 def main(
-    shapes: str, variants: str, batch: int, threads: int, as_json: Path | None, only_loading: bool
+    shapes: str, variants: str, batch: int, threads: int, only: str, only_loading: bool
 ) -> None:
-    """Print the table in Markdown."""
+    """Measure and record; earlier rows of other shapes, variants and batch sizes are kept."""
     if only_loading:
         loading(512, 14, 8)
         return
-    grid = [(int(c), int(h)) for c, h in (s.split("x") for s in shapes.split(","))]
-    results = []
+    path = Path(str(RECORD).format(threads=threads))
+    earlier = json.loads(path.read_text()) if path.exists() else []
+    found = {_key(row): row for row in earlier}
+    chosen = [s for s in shapes.split(",") if only in ("", s)]
+    grid = [(int(c), int(h)) for c, h in (s.split("x") for s in chosen)]
     for row in rows(grid, variants.split(","), batch, Target("cpu", threads=threads)):
         click.echo(f"{row['channels']}x{row['size']} {row['variant']}: {row['speedup']}", err=True)
-        results.append(row)
-    print(table(results))
-    if as_json is not None:
-        as_json.write_text(json.dumps(results, indent=1))
+        found[_key(row)] = row
+        path.write_text(json.dumps([found[k] for k in sorted(found)], indent=1) + "\n")
+
+
+def _key(row: dict[str, Any]) -> tuple[int, int, int, str]:
+    return row["batch"], row["channels"], row["size"], row["variant"]
 
 
 if __name__ == "__main__":
