@@ -30,7 +30,7 @@ from pwopt.calibration import (
     feeds_digest,
     parse_metric,
 )
-from pwopt.cost import model_cost
+from pwopt.cost import Machine, model_cost
 from pwopt.errors import (
     InvalidModelError,
     OutputError,
@@ -563,7 +563,9 @@ class _Line:
         )
 
     def _review(self, driver: Driver) -> Review:
-        return analytic_review(driver.facts, concrete_dims(driver.model, self.target.input_shapes))
+        dims = concrete_dims(driver.model, self.target.input_shapes)
+        machine = Machine(**find_provider(self.target.provider).roofline)
+        return analytic_review(driver.facts, dims, machine)
 
     def _selected(self) -> tuple[tuple[AnyPass, ...], tuple[AnyPass, ...]]:
         """The passes to run: (simplifying, lowering), in catalogue order."""

@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Machine:
-    """One processor core, as the estimates see it.
+    """One processor core, or a whole GPU, as the estimates see it.
 
     Attributes:
         gflops: peak 10^9 floating-point operations per second: 96 are two AVX2
@@ -52,12 +52,14 @@ class Machine:
             on activations, which lie in the outer caches.
         node_overhead_us: microseconds that the runtime spends on any node.
         channel_block: channels in a block of the convolutions' own layout; 0 if they have none.
+        absorbs: whether the runtime lets a convolution take in what follows it.
     """
 
     gflops: float = 96.0
     gbytes_per_s: float = 30.0
     node_overhead_us: float = 1.5
     channel_block: int = 8
+    absorbs: bool = True
 
 
 class Efficiency(NamedTuple):
@@ -398,7 +400,8 @@ class _Region:
         is_absorbed = wanted is not _Open.NOTHING and is_open >= wanted
         self._absorbed[id(cost)] = is_absorbed
         if not is_absorbed:
-            self._open[id(cost)] = _HOSTS.get(cost.op, _Open.NOTHING)
+            is_host = self._machine.absorbs and cost.op in _HOSTS
+            self._open[id(cost)] = _HOSTS[cost.op] if is_host else _Open.NOTHING
         elif wanted is _Open.ACTIVATION:
             self._open[id(cost)] = _Open.NOTHING
         else:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import ModuleType
+from typing import Any
 
 from pwopt.errors import UsageError
 from pwopt.target import Target
@@ -82,6 +83,8 @@ class Provider:
             leave gaps.
         coarse: what *exact_options* turn off, in words; ``""`` if there is no such thing.
         capture_option: the option that replays a recorded run; ``None`` if there is none.
+        roofline: what differs from a typical x86 core in estimates without a clock, by the names
+            of :class:`pwopt.cost.Machine`.
         passes: specs of passes that run by default, or otherwise than by default.
         trials: options worth trying, one choice each, the likeliest first.
         remedies: what to do about its errors, the most specific first.
@@ -100,6 +103,7 @@ class Provider:
     exact_environment: Mapping[str, str] = field(default_factory=dict)
     coarse: str = ""
     capture_option: str | None = None
+    roofline: Mapping[str, Any] = field(default_factory=dict)
     passes: tuple[str, ...] = ()
     trials: tuple[Mapping[str, str], ...] = ()
     remedies: tuple[Remedy, ...] = ()

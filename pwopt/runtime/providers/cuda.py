@@ -53,6 +53,19 @@ _PASSES: Final = (
     "assign-layout:product=1.0:beside_conv=1.0",
 )
 
+_ROOFLINE: Final = MappingProxyType(
+    {
+        # Peaks of NVIDIA's data sheet of the A100 (40 GB): fp32 without tensor cores.
+        "gflops": 19_500.0,
+        "gbytes_per_s": 1_555.0,
+        # Submitting a kernel takes 4 to 6 us (https://susun-blog.com/blog/pegainfer-3-cuda-graph).
+        "node_overhead_us": 5.0,
+        "channel_block": 0,
+        "absorbs": False,
+    }
+)
+"""For ``--effort none`` only; it decides nothing where there is a clock."""
+
 _TRIALS: Final = (
     MappingProxyType({"prefer_nhwc": "1"}),
     MappingProxyType({"fuse_conv_bias": "1"}),
@@ -218,6 +231,7 @@ CUDA: Final = Provider(
     exact_environment=MappingProxyType({"NVIDIA_TF32_OVERRIDE": "0"}),
     coarse="TF32",
     capture_option="enable_cuda_graph",
+    roofline=_ROOFLINE,
     passes=_PASSES,
     trials=_TRIALS,
     remedies=_REMEDIES,
