@@ -13,7 +13,7 @@ from typing import Any
 from pwopt.errors import UsageError
 from pwopt.target import Target
 
-__all__ = ["Provider", "Read", "Remedy", "Trouble", "flag", "number", "one_of"]
+__all__ = ["OneOf", "Provider", "Read", "Remedy", "Trouble", "flag", "number", "one_of"]
 
 Read = Callable[[str], str | None]
 """Reads the value of an option and returns it as the runtime takes it; ``None`` if it is none."""
@@ -29,10 +29,20 @@ def number(text: str) -> str | None:
     return str(int(text)) if re.fullmatch(r"\d+", text) else None
 
 
-def one_of(*names: str) -> Read:
+@dataclass(frozen=True)
+class OneOf:
     """One of *names*, in any case."""
-    by_lower = {name.lower(): name for name in names}
-    return lambda text: by_lower.get(text.lower())
+
+    names: tuple[str, ...]
+
+    def __call__(self, text: str) -> str | None:
+        """See :data:`Read`."""
+        return next((name for name in self.names if name.lower() == text.lower()), None)
+
+
+def one_of(*names: str) -> OneOf:
+    """A reader of names."""
+    return OneOf(names)
 
 
 class Trouble(Enum):
@@ -160,5 +170,5 @@ def _takes(read: Read) -> str:
         return "0 or 1"
     if read is number:
         return "a whole number"
-    names = [cell.cell_contents for cell in read.__closure__ or ()]
-    return ", ".join(names[0].values())
+    assert isinstance(read, OneOf)
+    return ", ".join(read.names)

@@ -11,17 +11,17 @@ import contextlib
 import ctypes
 import io
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Final
 
-from pwopt.runtime.providers.contract import Provider, Remedy, Trouble, flag, number, one_of
+from pwopt.runtime.providers.contract import Provider, Read, Remedy, Trouble, flag, number, one_of
 from pwopt.target import Target
 
 __all__ = ["CUDA", "describe_device"]
 
-_OPTIONS: Final = MappingProxyType(
+_OPTIONS: Final[Mapping[str, Read]] = MappingProxyType(
     {
         "device_id": number,
         "prefer_nhwc": flag,
