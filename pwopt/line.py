@@ -81,6 +81,7 @@ from pwopt.runtime import (
     rounding_floor,
 )
 from pwopt.runtime.providers import find_provider
+from pwopt.runtime.strain import Strain, read_ticks
 from pwopt.target import Target
 from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
@@ -318,6 +319,7 @@ class _Line:
         self.progress = progress
         self.stages = _Stages()
         self.start = time.perf_counter()
+        self.ticks = read_ticks()
         self.notes: list[str] = []
         self.prepared = False
         self.known: dict[str, Any] | None = None
@@ -788,12 +790,7 @@ class _Line:
 
     def _report(self, found: Found, final: _Final, inputs: int) -> Report:
         if found.build is not None and found.comparison is not None:
-            low, high = found.comparison.ci95
-            if high - low > 2 * _DISTURBED:
-                self.notes.append(
-                    f"The machine was disturbed while timing: the speedup is known to within"
-                    f" {50 * (high - low):.0f}% only."
-                )
+            self.notes += _disturbance(found.comparison, str(Strain.since(self.ticks)))
         seen = {r.pass_name for r in final.remarks}
         names = [p.name for p in catalogue.ALL if p.name in seen]
         return Report(
@@ -872,6 +869,17 @@ def _ends_early_on_interrupt(bench: Workbench) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _disturbance(comparison: Comparison, strain: str) -> list[str]:
+    """A note if the spread was wide, and whether it was too wide to tell which is faster."""
+    low, high = comparison.ci95
+    if high - low <= 2 * _DISTURBED:
+        return []
+    within = f"the speedup is known to within {50 * (high - low):.0f}% only"
+    undecided = ", too little to tell which model is faster" if low < 1 < high else ""
+    why = f" ({strain})" if strain else ""
+    return [f"The machine was disturbed while timing{why}: {within}{undecided}."]
 
 
 def _latency(comparison: Comparison | None, copies: Copies | None) -> LatencyFigures | None:
