@@ -133,7 +133,57 @@ def whole_process_table(record: dict[str, Any]) -> str:
             f"| {row['what']} | {row['file_mib']:.0f} | {alone:.0f} | {imports:.0f} | {peak:.0f} |"
             f" {on_top:.1f} |"
         )
-    return "\n".join([*lines, "", sentence(record["conditions"])])
+    lines += ["", sentence(record["conditions"])]
+    if "tuning" in record:
+        lines += ["", tuning_memory_table(record["tuning"])]
+    return "\n".join(lines)
+
+
+def tuning_memory_table(rows: list[dict[str, Any]]) -> str:
+    """Peak memory while tuning, beside the runtime with two sessions."""
+    header = ["MiB, `--effort quick`", "file", "two sessions alone", "imports", "peak"]
+    header += ["files on top", "s of trials"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in rows:
+        alone, imports, peak = row["runtime_mib"], row["imports_mib"], row["peak_mib"]
+        on_top = (peak - alone - imports) / row["file_mib"]
+        lines.append(
+            f"| {row['what']} | {row['file_mib']:.0f} | {alone:.0f} | {imports:.0f} | {peak:.0f} |"
+            f" {on_top:.1f} | {row['trials_s']} |"
+        )
+    return "\n".join([*lines, *_conditions(rows)])
+
+
+def honesty_table(rows: list[dict[str, Any]]) -> str:
+    """How often equal models seemed to differ, and a planted slowdown was found."""
+    header = ["model", "trials", "looked like a gain", "claimed", "3% slower found"]
+    header += ["half width", "5% to 95% of the ratios"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in rows:
+        low, high = row["spread"]
+        lines.append(
+            f"| {row['model']} | {row['trials']} | {row['looked_like_gains']} | {row['claimed']} |"
+            f" {row['found']} | {row['half_width']:.2%} | {low:.3f} to {high:.3f} |"
+        )
+    return "\n".join([*lines, *_conditions(rows)])
+
+
+def noisy_table(rows: list[dict[str, Any]]) -> str:
+    """What was kept beside a busy core, judged without it."""
+    header = ["model", "effort", "claimed beside load", "quiet", "95% interval", "groups kept"]
+    header += ["least of them, quiet", "slower by over 1%"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in rows:
+        low, high = row["quiet"]["ci95"]
+        least = min(row["kept"], key=lambda k: float(k["speedup"]), default=None)
+        named = "" if least is None else f"{least['speedup']:.3f} ({least['pass']})"
+        claimed = "original kept" if row["under_load"] is None else f"{row['under_load']:.3f}"
+        lines.append(
+            f"| {row['model']} | {row['effort']} | {claimed} | {row['quiet']['speedup']:.3f} |"
+            f" {low:.3f} to {high:.3f} | {len(row['kept'])} | {named} |"
+            f" {sum(k['slower'] for k in row['kept'])} |"
+        )
+    return "\n".join([*lines, *_conditions(rows)])
 
 
 def scaling_table(record: dict[str, Any]) -> str:
@@ -404,6 +454,8 @@ def fill(path: Path, name: str, table: str) -> None:
 
 _TABLES: dict[str, Callable[[Any], str]] = {
     "accuracy-exact": accuracy_table,
+    "honesty": honesty_table,
+    "noisy": noisy_table,
     "scaling": scaling_table,
     "shares-1": shares_table,
     "tangled-1": tangled_table,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ _FILE = "measurements.sqlite"
 _MOST_ENTRIES = 50_000
 _SPARE = 1_000
 """So many more may gather before the oldest are dropped."""
+_MOST_BYTES = 200 * 2**20
+"""What the entries may take; the ends of searches of large models are long."""
+_DROPPED = 0.25
+"""The part of the entries that goes, oldest first, where they take more."""
 _WAIT_S = 10.0
 """How long to wait for another process that is writing."""
 
@@ -52,6 +57,7 @@ class Cache:
         self.path = folder / _FILE
         self._warn = warn
         self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -70,12 +76,20 @@ class Cache:
         """Keep a JSON-compatible *value* under *key*."""
         row = (_digest(key), json.dumps(value), time.time())
         self._run("INSERT OR REPLACE INTO entries (key, value, used) VALUES (?, ?, ?)", row)
-        count = self._run("SELECT count(*) FROM entries")
-        if count and count[0][0] > _MOST_ENTRIES + _SPARE:
-            self._run(
-                "DELETE FROM entries WHERE key IN (SELECT key FROM entries ORDER BY used LIMIT ?)",
-                (count[0][0] - _MOST_ENTRIES,),
-            )
+        sizes = self._run(
+            "SELECT (SELECT count(*) FROM entries), (page_count - freelist_count) * page_size"
+            " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+        )
+        for entries, size in sizes:
+            surplus = entries - _MOST_ENTRIES if entries > _MOST_ENTRIES + _SPARE else 0
+            if size > _MOST_BYTES:
+                surplus = max(surplus, math.ceil(_DROPPED * entries))
+            if surplus:
+                self._run(
+                    "DELETE FROM entries WHERE key IN"
+                    " (SELECT key FROM entries ORDER BY used LIMIT ?)",
+                    (surplus,),
+                )
 
     def close(self) -> None:
         """Let go of the file."""
@@ -124,6 +138,7 @@ class Cache:
 
     def _connect(self) -> None:
         self._connection = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None)
+        self._identity = self._file_identity()
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute(
@@ -131,6 +146,7 @@ class Cache:
             " (key TEXT PRIMARY KEY, value TEXT NOT NULL, used REAL NOT NULL)"
         )
         self._connection.execute("CREATE INDEX IF NOT EXISTS by_use ON entries (used)")
+        self._identity = self._file_identity()  # it may have been made just now
 
     def _run(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
         if self._connection is None:
@@ -148,18 +164,36 @@ class Cache:
         self.close()
         self._warn(f"no cache: {self.path}: {error}")
 
+    def _file_identity(self) -> tuple[int, int] | None:
+        """Which file bears the name now."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
     def _set_aside(self) -> None:
+        """Start a new file, unless another process has done so since this one was opened."""
         self.close()
+        if self._file_identity() != self._identity:
+            self._reconnect()
+            return
         aside = self.path.with_suffix(f".corrupt-{time.time_ns()}")
         self._warn(f"the cache {self.path} was damaged; it was set aside as {aside.name}")
         try:
             self.path.rename(aside)
             for beside in _files(self.path):
                 beside.unlink()
-            self._connect()
-        except (OSError, sqlite3.Error) as error:
-            self.close()
+        except OSError as error:
             self._warn(f"no cache: {self.path}: {error}")
+            return
+        self._reconnect()
+
+    def _reconnect(self) -> None:
+        try:
+            self._connect()
+        except sqlite3.Error as error:
+            self._give_up(error)
 
 
 def _digest(key: tuple[object, ...]) -> str:

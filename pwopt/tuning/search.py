@@ -42,8 +42,8 @@ _PATIENCE = 5
 """How much longer a promising but undecided comparison may take."""
 _OBJECTIONS = (Verdict.REJECTED_WRONG, Verdict.REJECTED_SIZE, Verdict.REJECTED_FAILED)
 _HOPELESS = 3.0
-"""Forms that the analytic model expects to take so many times as long are not timed: for windows of
-GoogLeNet and MobileNetV3 it was wrong by half, but never by a factor of two."""
+"""Forms that the analytic model expects to take so many times as long are not timed; a wide
+margin, for it is a roofline and knows no kernel."""
 _WORTH_A_FLIP = 0.9
 """What lost more than this is not looked at again beside other rewrites."""
 _DONE = "nothing left to try"

@@ -93,6 +93,38 @@ def test_the_oldest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert cache.get(12) == 12
 
 
+def test_it_is_bounded_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_BYTES", 1_000_000)
+    cache = Cache(tmp_path, _fail)
+    for index in range(100):
+        cache.put("x" * 50_000, index)
+    cache.close()
+    info = Cache.info(tmp_path)
+    assert info.entries is not None
+    assert 10 <= info.entries <= 20
+    assert Cache(tmp_path).get(99) is not None
+    # The file and the log beside it, which is reset once it is long.
+    assert info.size_bytes < 6_000_000
+
+
+def test_a_file_that_another_process_has_renewed_is_not_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "measurements.sqlite"
+    first = Cache(tmp_path)
+    for index in range(500):
+        first.put("x" * 200, index)
+    first.close()
+    data = bytearray(path.read_bytes())
+    data[4096:] = b"\xff" * (len(data) - 4096)
+    path.write_bytes(data)
+    one, other = Cache(tmp_path), Cache(tmp_path)
+    assert one.get(3) is None  # finds the damage, and starts anew
+    one.put("kept", "k")
+    assert other.get(3) is None  # still reads the damaged file
+    assert other.get("k") == "kept"
+    assert one.get("k") == "kept"
+    assert len(list(tmp_path.glob("*.corrupt-*"))) == 1
+
+
 def _fill(folder: Path, start: int) -> None:
     cache = Cache(folder, _fail)
     for index in range(start, start + 50):
