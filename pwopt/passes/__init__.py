@@ -16,6 +16,7 @@ from pwopt.passes.compose_space_to_depth import ComposeSpaceToDepth
 from pwopt.passes.contract import Match, Pass, Variant
 from pwopt.passes.eliminate_dead_pixels import EliminateDeadPixels
 from pwopt.passes.eliminate_transpose import EliminateTranspose
+from pwopt.passes.factorize_conv import FactorizeConv
 from pwopt.passes.fold_affine import FoldAffine
 from pwopt.passes.fold_batch_normalization import FoldBatchNormalization
 from pwopt.passes.fold_gate import FoldGate
@@ -58,6 +59,7 @@ __all__ = [
     "ComposePointwise",
     "ComposeSpaceToDepth",
     "EliminateTranspose",
+    "FactorizeConv",
     "FoldAffine",
     "FoldBatchNormalization",
     "FoldGate",
@@ -103,6 +105,7 @@ LOWER: tuple[Pass[Any], ...] = (
     LowerPrelu(),
     LowerResize(),
     LowerConvTranspose(),
+    FactorizeConv(),
     LowerNarrowConv(),
     LowerPatchify(),
     MergeGroups(),
