@@ -26,7 +26,6 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
 
 __all__ = [
     "Method",
@@ -126,9 +125,7 @@ class Moments:
         )
 
     @classmethod
-    def of_response(
-        cls, weight: Array, bias: Array, inputs: Array, input_mean: Array
-    ) -> Moments:
+    def of_response(cls, weight: Array, bias: Array, inputs: Array, input_mean: Array) -> Moments:
         """Targets are what *weight* itself makes of patches with these moments."""
         flat = weight.reshape(len(weight), -1)
         cross = flat @ inputs
@@ -161,7 +158,7 @@ class Moments:
     def regression(self) -> Array:
         """``[O, D]``: the kernel without any restriction that has the least error."""
         inputs, cross = self._regularised()
-        return _solve(inputs, cross.T).T
+        return np.asarray(np.linalg.solve(inputs, cross.T).T)
 
     def _regularised(self) -> tuple[Array, Array]:
         size = len(self.inputs)
@@ -282,7 +279,7 @@ def fit(
     inputs, cross = moments._regularised()
     if method in (Method.CHANNEL_OUT, Method.POINTWISE):
         return _reduced_rank(moments.kernel, ranks[0], inputs, cross)
-    free = _solve(inputs, cross.T).T
+    free: Array = np.asarray(np.linalg.solve(inputs, cross.T).T)
     if start is None:
         factors = _truncated(method, free.reshape(moments.kernel), ranks)
     else:
@@ -507,9 +504,9 @@ def _conjugate_gradients(
 def _reduced_rank(kernel: Kernel, rank: int, inputs: Array, cross: Array) -> Factors:
     """``U U^T W``: U the leading left singular vectors of the whitened regression."""
     lower = np.linalg.cholesky(inputs)
-    whitened = scipy.linalg.solve_triangular(lower, cross.T, lower=True).T
+    whitened = np.linalg.solve(lower, cross.T).T
     left = _leading(whitened, rank)
-    free = scipy.linalg.solve_triangular(lower, whitened.T, lower=True, trans="T").T
+    free = np.linalg.solve(lower.T, whitened.T).T
     return [(left.T @ free).reshape(rank, *kernel[1:]), left]
 
 
@@ -585,12 +582,8 @@ def _loaded(matrix: Array) -> Array:
 
 
 def _solver(matrix: Array) -> Callable[[Array], Array]:
-    factor = scipy.linalg.cho_factor(_loaded(matrix))
-    return lambda b: np.asarray(scipy.linalg.cho_solve(factor, b))
-
-
-def _solve(matrix: Array, b: Array) -> Array:
-    return _solver(matrix)(b)
+    inverse = np.linalg.inv(_loaded(matrix))
+    return lambda b: inverse @ b
 
 
 def _inverses(matrices: Array) -> Array:

@@ -242,12 +242,16 @@ def form_cost(conv: ConvFacts, form: Form) -> float:
 
 
 def forms(conv: ConvFacts, method: Method | None = None) -> list[Form]:
-    """All forms of *conv* that have fewer multiplications, by method and from low ranks up."""
-    kernel = group_kernel(conv)
-    whole = math.prod(kernel)
-    methods = [m for m in _methods(conv) if method in (None, m)]
-    found = [Form(m, ranks) for m in methods for ranks in _ranks(m, kernel, conv.group)]
-    return [form for form in found if form_cost(conv, form) < whole]
+    """Forms of *conv* that have fewer multiplications, by method and from low ranks up."""
+    whole = math.prod(group_kernel(conv))
+    found: list[Form] = []
+    for one in _methods(conv):
+        if method not in (None, one):
+            continue
+        ranks = _ranks(one, group_kernel(conv), conv.group)
+        cheaper = [f for f in (Form(one, r) for r in ranks) if form_cost(conv, f) < whole]
+        found += _thinned(cheaper)
+    return found
 
 
 def _methods(conv: ConvFacts) -> list[Method]:
@@ -269,22 +273,27 @@ def _ranks(method: Method, kernel: Kernel, group: int) -> list[tuple[int, ...]]:
     if method is Method.BOTTLENECK:
         narrow, wide = (_multiples(r + 1, group) for r in full)
         count = max(len(narrow), len(wide))
-        pick = [
+        pairs = [
             (narrow[k * len(narrow) // count], wide[k * len(wide) // count]) for k in range(count)
         ]
-        return list(dict.fromkeys(pick))
+        return list(dict.fromkeys(pairs))
     return [(r,) for r in _multiples(full[0], group)]
 
 
 def _multiples(end: int, group: int) -> list[int]:
-    """Ranks per group below *end*, evenly spread where there are many."""
+    """Ranks per group below *end*."""
     for width in _WIDTHS:
         step = max(1, width // group)
         found = list(range(step, end, step))
-        if len(found) >= _FEWEST_RANKS or width == _WIDTHS[-1]:
+        if len(found) >= _FEWEST_RANKS:
             break
+    return found or [1]
+
+
+def _thinned(found: Sequence[Form]) -> list[Form]:
+    """Evenly spread where there are many."""
     if len(found) <= _MOST_RANKS:
-        return found
+        return list(found)
     chosen = np.linspace(0, len(found) - 1, _MOST_RANKS).round().astype(int)
     return [found[k] for k in chosen]
 

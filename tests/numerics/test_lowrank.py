@@ -55,7 +55,11 @@ def test_full_rank_represents_any_kernel(method: Method) -> None:
     """The rank conditions: 1x1-KxK needs min(Cin, Cout K K) channels, KxK-1x1 min(Cout, Cin K K),
     Kx1-1xK min(Cin K, Cout K), depthwise-pointwise min(K K, Cout) pairs."""
     rng = np.random.default_rng(1)
-    for kernel in (kernel_of(method), (2, 5, *kernel_of(method)[2:]), (9, 1, *kernel_of(method)[2:])):
+    for kernel in (
+        kernel_of(method),
+        (2, 5, *kernel_of(method)[2:]),
+        (9, 1, *kernel_of(method)[2:]),
+    ):
         weight = rng.standard_normal(kernel)
         ranks = lowrank.full_ranks(method, kernel)
         factors = lowrank.fit(method, ranks, Moments.of_weight(weight))
@@ -141,9 +145,9 @@ def moments_of(patches: Array, targets: Array, weight: Array) -> Moments:
 
 def test_moments_say_what_rows_say() -> None:
     rng = np.random.default_rng(5)
-    patches, disturbed, weight, targets = samples(rng)
+    _, disturbed, weight, targets = samples(rng)
     moments = moments_of(disturbed, targets, weight)
-    other = rng.standard_normal(weight.shape)
+    other = np.asarray(rng.standard_normal(weight.shape))
     response = disturbed @ other.reshape(6, -1).T + moments.bias(other)
     expected = np.mean(np.sum((targets - response) ** 2, axis=1))
     assert moments.error(other) == pytest.approx(expected / moments.power)
@@ -188,9 +192,7 @@ def test_fits_that_see_the_activation_are_closer_behind_it(slope: float) -> None
     assert error(lowrank.compose(Method.SPATIAL, factors), bias) < 0.98 * error(
         plain, moments.bias(plain)
     )
-    unseen = lowrank.fit_rectified(
-        Method.SPATIAL, (4,), moments, rows, 1.0, start=start, rounds=2
-    )
+    unseen = lowrank.fit_rectified(Method.SPATIAL, (4,), moments, rows, 1.0, start=start, rounds=2)
     np.testing.assert_allclose(unseen[1], moments.bias(plain), atol=0.1)
 
 
