@@ -295,6 +295,12 @@ def main() -> None:
     help="Repeat the decisions of a report; measures nothing.",
 )
 @click.option(
+    "--front-point",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --replay: the report's factorised model N, as it is.",
+)
+@click.option(
     "--rewrite-limit",
     type=click.IntRange(min=0),
     metavar="N",
@@ -347,6 +353,7 @@ def optimize(
     dry_run: bool,
     overwrite: bool,
     replay: Path | None,
+    front_point: int | None,
     rewrite_limit: int | None,
     skip_rewrites: tuple[int, ...],
     only_rewrites: tuple[int, ...],
@@ -362,6 +369,8 @@ def optimize(
     Example:
         pwopt optimize model.onnx -o fast.onnx --threads 1 --report report.json
     """
+    if front_point is not None and replay is None:
+        raise click.UsageError("--front-point needs --replay")
     if keep_opset and opset is not None:
         raise click.UsageError("--keep-opset and --opset exclude each other")
     _check_outputs(models, output, output_dir, reports, replay)
@@ -393,6 +402,7 @@ def optimize(
         skip_rewrites=frozenset(skip_rewrites),
         only_rewrites=frozenset(only_rewrites) or None,
         replay=None if replay is None else read_script(replay),
+        front_point=front_point,
         overwrite=overwrite,
         dry_run=dry_run,
         seed=seed,

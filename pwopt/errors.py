@@ -7,6 +7,7 @@ caller asked for cannot be done. Every message is one line that names what, wher
 from __future__ import annotations
 
 __all__ = [
+    "BudgetError",
     "InvalidModelError",
     "OutputError",
     "PwoptError",
@@ -43,3 +44,7 @@ class ReplayError(PwoptError):
 
 class VerificationError(PwoptError):
     """Two models that must agree do not, or cannot be compared."""
+
+
+class BudgetError(PwoptError):
+    """No model keeps the accuracy and has the speed that was asked for."""

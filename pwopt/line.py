@@ -57,6 +57,7 @@ from pwopt.result import (
     CoarseFigures,
     CostChange,
     ErrorFigures,
+    FactorizationFigures,
     HalfFigures,
     LatencyFigures,
     ModelFile,
@@ -83,6 +84,7 @@ from pwopt.runtime import (
 from pwopt.runtime.providers import find_provider
 from pwopt.runtime.strain import Strain, read_ticks
 from pwopt.target import Target
+from pwopt.tuning.budget import Budget, Place, factorize, refactorize
 from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
@@ -155,6 +157,8 @@ class Options:
         time_limit_s: seconds to spend on trials; ``None`` takes the effort's.
         cache: folder for measurements and what they led to; ``None`` measures everything anew.
         tune_options: also try provider options, on what was found, and report them apart.
+        front_point: of a replayed report: the factorised model with this number instead of the one
+            that was chosen, without exact passes.
         replay: repeat these decisions, on the very model they were made for, and measure nothing;
             effort, passes, opset and treatment of listed initializers are those of the script.
         overwrite: allow the output to replace the input.
@@ -183,6 +187,7 @@ class Options:
     cache: Path | None = None
     tune_options: bool = True
     replay: Script | None = None
+    front_point: int | None = None
     overwrite: bool = False
     dry_run: bool = False
     seed: int = 0
@@ -192,6 +197,11 @@ class Options:
         """Whether accuracy is asked for."""
         asked = (self.validation, self.metric, self.max_accuracy_drop, self.target_speedup)
         return any(option is not None for option in asked)
+
+    @property
+    def approximates(self) -> bool:
+        """Whether a budget for approximations is given."""
+        return self.max_accuracy_drop is not None or self.target_speedup is not None
 
 
 @dataclass
@@ -326,17 +336,19 @@ class _Line:
         self.ask: Callable[[], Future[Oracle]]
         self.data: Data | None = None
         self.parts: HeldOut | None = None
+        self.judge: Judge | None = None
         self.accuracy: AccuracyFigures | None = None
         self.half: HalfFigures | None = None
+        self.factorised: Written | None = None
+        self.factorization: FactorizationFigures | None = None
         self.cache = None if options.cache is None else Cache(options.cache, self.notes.append)
 
     def run(self) -> Report:
         with self._prepared() as bench:
-            judge = self._judge()
             with self.stages.stage("search"):
                 found = self._search(bench)
             with self.stages.stage("accuracy"):
-                found = self._within_budget(bench, judge, found)
+                found = self._within_budget(bench, found)
             with self.stages.stage("options"):
                 options = self._options(bench, found)
             with self.stages.stage("fp16"):
@@ -365,6 +377,9 @@ class _Line:
             tempfile.TemporaryDirectory(prefix="pwopt-") as scratch,
             ThreadPoolExecutor(max_workers=1) as beside,
         ):
+            self.judge = self._judge()
+            with self.stages.stage("factorize"):
+                model = self._factorised(model, Path(scratch))
             precision = "float16" if has_float16(model) else None
             depth = model.depth
             self.known = self._known()
@@ -467,13 +482,16 @@ class _Line:
             if options.judges:
                 raise
             return None  # the oracle meets the same, and says so
-        if options.judges:
+        script = options.replay
+        if script is not None and script.factorization is not None:
+            self.parts = data.held_out(script.factorization.seed)
+        elif options.judges:
             self.parts = data.held_out(options.seed)
         return data
 
     def _judge(self) -> Judge | None:
         """The original's accuracy, if it is asked for."""
-        if self.parts is None:
+        if self.parts is None or not self.options.judges:
             return None
         with self.stages.stage("accuracy"):
             if self.parts.drawn:
@@ -494,8 +512,64 @@ class _Line:
                 judge.assert_resolves(self.options.max_accuracy_drop)
             return judge
 
-    def _within_budget(self, bench: Workbench, judge: Judge | None, found: Found) -> Found:
+    def _factorised(self, model: Model, scratch: Path) -> Model:
+        """*model* with factors in the place of kernels, if there is a budget for that."""
+        options = self.options
+        script = options.replay
+        calibration = None if self.parts is None else self.parts.calibration
+        place = Place(
+            self.target,
+            scratch,
+            options.seed,
+            clock=options.effort is not Effort.NONE,
+            progress=self.progress,
+            cache=self.cache,
+        )
+        if script is not None:
+            self.factorization = script.factorization
+            number = self._number(script)
+            if script.factorization is None or number is None:
+                return model
+            if calibration is None:
+                raise UsageError(
+                    "The report's model was factorised; give the same --calibration (and"
+                    " --validation, --preprocess) again."
+                )
+            made = refactorize(model, calibration, script.factorization, number, place)
+        elif options.approximates and self.judge is not None:
+            if calibration is None:
+                if options.target_speedup is not None:
+                    raise UsageError("--target-speedup needs data to fit to; give --calibration.")
+                self.notes.append("Nothing was approximated: that needs --calibration.")
+                return model
+            budget = Budget(options.max_accuracy_drop, options.target_speedup)
+            place = replace(place, feeds=self._feeds())
+            found, self.factorization = factorize(
+                model, self.original, self.judge, calibration, budget, place
+            )
+            if found is None:
+                self.notes.append(f"Nothing was approximated: {self.factorization.failure}.")
+                return model
+            made = found
+        else:
+            return model
+        self.factorised = made
+        self.prepared = True
+        return load(made.path)
+
+    def _number(self, script: Script) -> int | None:
+        """Which factorised model of a report to make; ``None``: none."""
+        if self.options.front_point is not None:
+            if script.factorization is None:
+                raise UsageError("--front-point: the report has no factorised models.")
+            return self.options.front_point
+        if script.factorization is None or script.keeps_original:
+            return None
+        return script.factorization.chosen
+
+    def _within_budget(self, bench: Workbench, found: Found) -> Found:
         """What was found, or the original if that loses more accuracy than is allowed."""
+        judge = self.judge
         if judge is None:
             return found
         self.accuracy = judge.unchanged()
@@ -519,8 +593,10 @@ class _Line:
         with self.stages.stage("reference"):
             try:
                 feeds = self._feeds()
+                # What is exact is so with regard to the factors.
+                exact = self.source if self.factorised is None else self.factorised.path
                 reference = Reference.of(
-                    self.source,
+                    exact,
                     self.target,
                     feeds,
                     depth=depth,
@@ -711,6 +787,7 @@ class _Line:
             version("pwopt"),
             self.target.fingerprint,
             self.original.sha256,
+            None if self.factorised is None else self.factorised.sha256,
             specs,
             given,
             parts,
@@ -718,6 +795,10 @@ class _Line:
         )
 
     def _replayed(self, bench: Workbench, script: Script) -> Found:
+        if self.options.front_point is not None:
+            build = bench.build(Rulings(default=Ruling(Verdict.HELD)))
+            reason = f"replayed: factorised model {self.options.front_point}, nothing was measured"
+            return Found(build, build.rulings, None, reason)
         if script.keeps_original:
             reason = "replayed: the report kept the original"
             return Found(None, Rulings(default=Ruling(Verdict.HELD)), None, reason)
@@ -821,6 +902,7 @@ class _Line:
             notes=tuple(self.notes),
             placement=_placement(final.placement),
             accuracy=self.accuracy,
+            factorization=self.factorization,
         )
 
 

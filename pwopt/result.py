@@ -16,6 +16,8 @@ __all__ = [
     "CostChange",
     "ErrorFigures",
     "HalfFigures",
+    "FactorizationFigures",
+    "FactorizedPoint",
     "LatencyFigures",
     "ModelFile",
     "OptionFigures",
@@ -222,6 +224,50 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class FactorizedPoint:
+    """A factorised model that was fitted and judged, before the exact passes.
+
+    Attributes:
+        plan: the form of each convolution that has one, by site: method and ranks.
+        predicted_loss: squared error of the outputs relative to their power, as allocated.
+        accuracy: on data held out.
+        speedup: the original's time over its time, with a 95% interval; ``None`` without a clock.
+        macs: multiply-accumulates; ``None``: unknown.
+        sha256: of its file.
+    """
+
+    plan: Mapping[str, str]
+    predicted_loss: float
+    accuracy: AccuracyFigures
+    speedup: float | None
+    ci95: tuple[float, float] | None
+    macs: int | None
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FactorizationFigures:
+    """How convolutions were factorised within an accuracy budget.
+
+    Attributes:
+        calibration_sha256: of the samples that factors were fitted to, and their preprocessing.
+        samples: how many there were.
+        seed: of the positions that were looked at.
+        chosen: number of the point that was gone on with, from 1; ``None``: none was.
+        points: accuracy against latency, from the slowest to the fastest.
+        failure: why none was chosen, in words.
+    """
+
+    calibration_sha256: str
+    samples: int
+    seed: int
+    chosen: int | None
+    points: tuple[FactorizedPoint, ...]
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
 class Script:
     """What of a report repeats an optimization: every decision, and no measurement.
 
@@ -229,6 +275,7 @@ class Script:
         model_sha256: digest of the model file it was made from.
         output_sha256: digest of what was written; that of the model if the original was kept.
         candidates: the remarks that bear ordinals, in their order.
+        factorization: what came before them, if anything was approximated.
     """
 
     model_sha256: str
@@ -236,6 +283,7 @@ class Script:
     recipe: Recipe
     input_shapes: Mapping[str, tuple[int, ...]]
     candidates: tuple[Remark, ...]
+    factorization: FactorizationFigures | None = None
 
     @property
     def keeps_original(self) -> bool:
@@ -256,6 +304,7 @@ class Report:
         placement: which provider runs which nodes; ``None`` on the CPU.
         options: provider options that were tried; ``None`` if none were.
         fp16: the conversion to fp16; ``None`` if it was not asked for.
+        factorization: what was approximated; ``None`` if that was not asked for.
     """
 
     pwopt: str
@@ -275,3 +324,4 @@ class Report:
     placement: PlacementFigures | None = None
     options: OptionsFigures | None = None
     fp16: HalfFigures | None = None
+    factorization: FactorizationFigures | None = None

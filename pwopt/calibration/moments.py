@@ -82,6 +82,8 @@ class Gatherer:
     rng: np.random.Generator
     keeps_rows: bool = False
     count: int = field(init=False, default=0)
+    pixels: float = field(init=False, default=0.0)
+    """Output positions of a sample."""
     _sums: list[_Sums] = field(init=False)
     _kept: list[tuple[Array, Array, Array | None]] = field(init=False, default_factory=list)
     _kept_rows: int = field(init=False, default=0)
@@ -99,6 +101,7 @@ class Gatherer:
             target: ``[N, O, *spatial]``, what it should compute.
             beside: ``[N, O, *spatial]``, what is added to it before the activation.
         """
+        self.pixels = float(math.prod(target.shape[2:]))
         available = len(target) * math.prod(target.shape[2:])
         wanted = math.ceil(self.rows * len(target) / max(self.samples, 1))
         if wanted < available:

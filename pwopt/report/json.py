@@ -10,7 +10,16 @@ from typing import Any
 
 from pwopt.errors import UsageError
 from pwopt.remark import Kind, Remark, Tally
-from pwopt.result import CostChange, ModelFile, Recipe, Report, Script
+from pwopt.result import (
+    AccuracyFigures,
+    CostChange,
+    FactorizationFigures,
+    FactorizedPoint,
+    ModelFile,
+    Recipe,
+    Report,
+    Script,
+)
 
 __all__ = ["SCHEMA", "dump", "read_script", "remark_json", "to_json"]
 
@@ -36,6 +45,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "latency": None if latency is None else {**asdict(latency), "ci95": list(latency.ci95)},
         "error": {**asdict(report.error), "untested": list(report.error.untested)},
         "accuracy": None if report.accuracy is None else asdict(report.accuracy),
+        "factorization": None if report.factorization is None else asdict(report.factorization),
         "cost": _cost(report.cost),
         "recipe": {**asdict(report.recipe), "passes": list(report.recipe.passes)},
         "passes": [_tally(name, tally) for name, tally in report.passes.items()],
@@ -76,11 +86,22 @@ def read_script(path: Path) -> Script:
             ),
             {name: tuple(dims) for name, dims in report["target"]["input_shapes"].items()},
             tuple(_remark(r) for r in report["remarks"] if r["ordinal"] is not None),
+            _factorization(report.get("factorization")),
         )
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: is not a report of pwopt: {error!r}") from error
+
+
+def _factorization(found: Mapping[str, Any] | None) -> FactorizationFigures | None:
+    if found is None:
+        return None
+    points = tuple(
+        FactorizedPoint(**{**point, "accuracy": AccuracyFigures(**point["accuracy"])})
+        for point in found["points"]
+    )
+    return FactorizationFigures(**{**found, "points": points})
 
 
 def _remark(found: Mapping[str, Any]) -> Remark:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -14,6 +15,7 @@ from pwopt.cost import ModelCost, NodeCost
 from pwopt.remark import Kind, Remark, Tally
 from pwopt.result import (
     AccuracyFigures,
+    FactorizationFigures,
     HalfFigures,
     LatencyFigures,
     OptionsFigures,
@@ -49,7 +51,10 @@ def figure(value: float | None, unit: str = "") -> str:
 
 def report_table(report: Report) -> RenderableType:
     """The summary that ``optimize`` ends with."""
-    return Group(_summary(report), _pass_table(report), *(Text(f"- {n}") for n in report.notes))
+    front = [] if report.factorization is None else [_front_table(report.factorization)]
+    return Group(
+        _summary(report), *front, _pass_table(report), *(Text(f"- {n}") for n in report.notes)
+    )
 
 
 def overview_table(reports: Sequence[Report]) -> Table:
@@ -192,6 +197,26 @@ def _change(before: float | None, after: float | None, unit: str) -> str:
     if before == after:
         return f"{figure(before, unit)} (unchanged)"
     return f"{figure(before, unit)} -> {figure(after, unit)}"
+
+
+def _front_table(figures: FactorizationFigures) -> Table:
+    """Accuracy against latency: what was fitted and judged."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for title in ("factorised", "speedup", "MACs", "accuracy", "layers"):
+        table.add_column(title, overflow="fold")
+    for number, point in enumerate(figures.points, start=1):
+        speedup = "not timed"
+        if point.speedup is not None and point.ci95 is not None:
+            speedup = f"{point.speedup:.3f}x [{point.ci95[0]:.3f}, {point.ci95[1]:.3f}]"
+        methods = Counter(name.rpartition("-")[0] for name in point.plan.values())
+        table.add_row(
+            f"{number}{' (taken)' if number == figures.chosen else ''}",
+            speedup,
+            figure(point.macs),
+            accuracy_text(replace(point.accuracy, also={})),
+            ", ".join(f"{count} {method}" for method, count in methods.most_common()),
+        )
+    return table
 
 
 def _pass_table(report: Report) -> Table:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pwopt.calibration import Samples
 from pwopt.calibration.side_by_side import SideBySide, Station
 from pwopt.cost import model_cost
+from pwopt.errors import PwoptError
 from pwopt.graph import Facts, ModelProto, Rewriter, parse
 from pwopt.numerics import lowrank
 from pwopt.numerics.lowrank import Moments
@@ -51,12 +52,13 @@ class Option:
     Attributes:
         form: ``None``: as it is, or in its best exact form.
         error: of its response on calibration data, relative to the power of the response.
-        saved_ms: in its window, next to the layer as it is.
+        saved: milliseconds in its window, next to the layer as it is; without a clock,
+            multiplications.
     """
 
     form: Form | None
     error: float
-    saved_ms: float
+    saved: float
 
 
 @dataclass(frozen=True)
@@ -81,19 +83,20 @@ class Step:
     Attributes:
         plan: the form of each layer that has one.
         loss: predicted error of the outputs, relative to their power.
-        saved_ms: predicted.
+        saved: predicted, as of :class:`Option`.
     """
 
     plan: Mapping[str, Form]
     loss: float
-    saved_ms: float
+    saved: float
 
 
 @dataclass(frozen=True, eq=False)
 class _Spectrum:
-    """Errors of the forms of one site, and one kernel to probe the network with."""
+    """Errors of the forms of one site, what they save, and one kernel to probe the network with."""
 
     errors: Mapping[Form, float]
+    saved_macs: dict[Form, float]
     kernel: Array
     bias: Array
     error: float
@@ -105,6 +108,8 @@ def survey(
     samples: Samples,
     scratch: Path,
     seed: int,
+    *,
+    clock: bool = True,
 ) -> list[Layer]:
     """Look at every convolution that may be worth it.
 
@@ -114,10 +119,14 @@ def survey(
         samples: calibration data.
         scratch: folder for files.
         seed: of the positions that are looked at.
+        clock: whether to measure what is saved; otherwise multiplications are counted.
     """
     spectra = _spectra(base, samples, bench.target, scratch, seed, bench.progress)
     weights = _weights(base, spectra, samples, bench.target, scratch, bench.progress)
-    saved = _saved(bench, {site: list(s.errors) for site, s in spectra.items()})
+    if clock:
+        saved = _saved(bench, {site: list(s.errors) for site, s in spectra.items()})
+    else:
+        saved = {site: (0.0, s.saved_macs) for site, s in spectra.items()}
     layers = []
     for site, spectrum in spectra.items():
         exact, by_form = saved.get(site, (0.0, {}))
@@ -138,7 +147,7 @@ def front(layers: Sequence[Layer]) -> list[Step]:
         hull = _hull(layer)
         for before, after in pairwise(hull):
             loss = layer.weight * (after.error - before.error)
-            moves.append((loss / (after.saved_ms - before.saved_ms), layer.site, before, after))
+            moves.append((loss / (after.saved - before.saved), layer.site, before, after))
     moves.sort(key=lambda move: move[0])
     weights = {layer.site: layer.weight for layer in layers}
     chosen = {layer.site: layer.options[0] for layer in layers}
@@ -147,14 +156,14 @@ def front(layers: Sequence[Layer]) -> list[Step]:
         chosen[site] = after
         plan = {s: o.form for s, o in chosen.items() if o.form is not None}
         loss = sum(weights[s] * o.error for s, o in chosen.items())
-        steps.append(Step(plan, loss, sum(o.saved_ms for o in chosen.values())))
+        steps.append(Step(plan, loss, sum(o.saved for o in chosen.values())))
     return steps
 
 
 def _hull(layer: Layer) -> list[Option]:
     """Options with less and less gain for the same loss."""
     hull: list[Option] = []
-    for option in sorted(layer.options, key=lambda o: (o.saved_ms, -o.error)):
+    for option in sorted(layer.options, key=lambda o: (o.saved, -o.error)):
         while hull and hull[-1].error >= option.error:
             hull.pop()
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], option):
@@ -164,7 +173,7 @@ def _hull(layer: Layer) -> list[Option]:
 
 
 def _slope(a: Option, b: Option) -> float:
-    return (b.error - a.error) / max(b.saved_ms - a.saved_ms, 1e-12)
+    return (b.error - a.error) / max(b.saved - a.saved, 1e-12)
 
 
 # -- errors ----------------------------------------------------------------------------------------
@@ -184,12 +193,12 @@ def _spectra(
     few = samples.spread(_SURVEY_SAMPLES)
     with SideBySide(base, sites, few, target, scratch, rng) as networks:
         for station in networks.stations(counting(progress, "looking at what layers can lose")):
-            moments = networks.observe(station, symmetric=True).moments()
-            found[station.site] = _spectrum(station, moments)
+            seen = networks.observe(station, symmetric=True)
+            found[station.site] = _spectrum(station, seen.moments(), seen.pixels)
     return found
 
 
-def _spectrum(station: Station, moments: Sequence[Moments]) -> _Spectrum:
+def _spectrum(station: Station, moments: Sequence[Moments], pixels: float) -> _Spectrum:
     """Errors of those forms that no cheaper one beats."""
     power = max(sum(m.power for m in moments), float(np.finfo(float).tiny))
     errors: dict[Form, float] = {}
@@ -212,7 +221,9 @@ def _spectrum(station: Station, moments: Sequence[Moments]) -> _Spectrum:
         if error < least:
             errors[form] = least = error
     assert probe is not None
-    return _Spectrum(errors, *probe[1:])
+    whole, scale = math.prod(group_kernel(station.conv)), pixels * station.conv.group
+    saved = {form: scale * (whole - form_cost(station.conv, form)) for form in errors}
+    return _Spectrum(errors, saved, *probe[1:])
 
 
 def _worthwhile(base: ModelProto) -> list[str]:
@@ -343,9 +354,11 @@ def _window_times(
         assert window is not None
         if variant not in window.after:
             continue
-        timed = bench.compare_window(window, variant, _WINDOW, label, decide=1.0)
-        if timed is not None:
-            # The ratio of pairs is steadier than the difference of medians.
-            before = timed.baseline.median_ms
-            found.append((variant, timed.speedup, before * (1 - 1 / timed.speedup)))
+        try:
+            timed = bench.compare_window(window, variant, _WINDOW, label, decide=1.0)
+        except PwoptError:  # a form that does not run is none
+            continue
+        # The ratio of pairs is steadier than the difference of medians.
+        before = timed.baseline.median_ms
+        found.append((variant, timed.speedup, before * (1 - 1 / timed.speedup)))
     return found

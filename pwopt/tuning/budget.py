@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from pwopt.calibration import Judge, Samples
-from pwopt.graph import ModelProto, Written
-from pwopt.result import AccuracyFigures
-from pwopt.runtime import Comparison
+from pwopt.cost import model_cost
+from pwopt.errors import BudgetError, ReplayError
+from pwopt.graph import Model, ModelProto, Written, load, parse
+from pwopt.passes import FactorizeConv, LowerConvWinograd
+from pwopt.passes.factorize_conv import Form
+from pwopt.result import AccuracyFigures, FactorizationFigures, FactorizedPoint
+from pwopt.runtime import Comparison, Feeds
+from pwopt.target import Target
 from pwopt.tuning.allocation import Step, front, survey
-from pwopt.tuning.factorize import Fitting, fitted, written
-from pwopt.tuning.workbench import Precision, Workbench, counting
+from pwopt.tuning.cache import Cache
+from pwopt.tuning.driver import Driver
+from pwopt.tuning.factorize import Fitting, base_model, fitted, written
+from pwopt.tuning.workbench import Oracle, Precision, Progress, Workbench, counting, silent
 
-__all__ = ["Budget", "Judged", "Outcome", "spend"]
+__all__ = ["Budget", "Judged", "Outcome", "Place", "factorize", "refactorize", "spend"]
 
 _TIMING: Final = Precision(9, 201, 2.0)
 _LEAST_SPEEDUP: Final = 1.02
@@ -42,6 +50,31 @@ class Budget:
 
 
 @dataclass(frozen=True, eq=False)
+class Place:
+    """Where and how models are made.
+
+    Attributes:
+        target: where they are to run.
+        scratch: folder for files.
+        seed: of the positions that are looked at.
+        clock: whether time is measured; otherwise multiplications are counted.
+        fitting: what is taken into account.
+        feeds: to time with.
+        progress: told what is going on.
+        cache: of measurements.
+    """
+
+    target: Target
+    scratch: Path
+    seed: int
+    clock: bool = True
+    fitting: Fitting = Fitting()  # noqa: RUF009 - frozen
+    feeds: Sequence[Feeds] = ()
+    progress: Progress = silent
+    cache: Cache | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Judged:
     """A point of the front, made.
 
@@ -49,13 +82,28 @@ class Judged:
         step: its plan and what was predicted.
         written: the model.
         accuracy: on data held out.
-        comparison: the original against it.
+        comparison: the original against it; ``None`` without a clock.
+        macs, whole_macs: multiplications of the model and of the original; ``None``: unknown.
     """
 
     step: Step
     written: Written
     accuracy: AccuracyFigures
-    comparison: Comparison
+    comparison: Comparison | None
+    macs: int | None
+    whole_macs: int | None
+
+    @property
+    def speedup(self) -> float:
+        """As measured; without a clock that of the multiplications."""
+        if self.comparison is not None:
+            return self.comparison.speedup
+        return (self.whole_macs or 1) / max(self.macs or 1, 1)
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the worse end of the interval says so."""
+        return (self.speedup if self.comparison is None else self.comparison.ci95[0]) > 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,22 +120,22 @@ def spend(
     judge: Judge,
     samples: Samples,
     budget: Budget,
-    scratch: Path,
-    seed: int,
-    fitting: Fitting = Fitting(),  # noqa: B008 - frozen
+    place: Place,
 ) -> Outcome:
     """Find the fastest factorised model within *budget*.
 
     The front is bisected: where a model keeps within the budget a faster one is tried, otherwise a
     slower one.
     """
-    layers = survey(base, bench, samples, scratch, seed)
-    steps = front(layers)
-    whole = bench.compare(bench.original, bench.original, _TIMING, "timing the original")
-    total = whole.baseline.median_ms
-    steps = [s for s in steps if total / max(total - s.saved_ms, 1e-9) >= _LEAST_SPEEDUP]
-    search = _Search(base, bench, judge, samples, budget, scratch, seed, fitting)
-    return search.run(steps)
+    layers = survey(base, bench, samples, place.scratch, place.seed, clock=place.clock)
+    whole_macs = model_cost(parse(base), place.target.input_shapes).macs
+    total = float(whole_macs or 1)
+    if place.clock:
+        label = "timing the original"
+        whole = bench.compare(bench.original, bench.original, _TIMING, label)
+        total = whole.baseline.median_ms
+    steps = [s for s in front(layers) if total / max(total - s.saved, 1e-9) >= _LEAST_SPEEDUP]
+    return _Search(base, bench, judge, samples, budget, place, whole_macs).run(steps)
 
 
 @dataclass(eq=False)
@@ -97,9 +145,8 @@ class _Search:
     judge: Judge
     samples: Samples
     budget: Budget
-    scratch: Path
-    seed: int
-    fitting: Fitting
+    place: Place
+    whole_macs: int | None
     made: dict[int, Judged] = field(default_factory=dict)
 
     def run(self, steps: Sequence[Step]) -> Outcome:
@@ -111,20 +158,20 @@ class _Search:
                 low = middle
             else:
                 high = middle
-        points = sorted(self.made.values(), key=lambda p: p.comparison.speedup)
+        points = sorted(self.made.values(), key=lambda p: p.speedup)
         return Outcome(tuple(points), self._best(points))
 
     def _between(self, steps: Sequence[Step], low: int, high: int) -> int:
         """The step that saves about half as much as lies between two of them."""
-        least = steps[low].saved_ms if low >= 0 else 0.0
-        most = steps[min(high, len(steps) - 1)].saved_ms
+        least = steps[low].saved if low >= 0 else 0.0
+        most = steps[min(high, len(steps) - 1)].saved
         inner = range(low + 1, high)
-        return min(inner, key=lambda k: abs(steps[k].saved_ms - (least + most) / 2))
+        return min(inner, key=lambda k: abs(steps[k].saved - (least + most) / 2))
 
     def _goes_on(self, point: Judged) -> bool:
         """Whether a faster model is to be tried next."""
         if self.budget.target_speedup is not None:
-            is_enough = point.comparison.speedup >= self.budget.target_speedup
+            is_enough = point.speedup >= self.budget.target_speedup
             return not is_enough and self.budget.allows(point.accuracy)
         return self.budget.allows(point.accuracy)
 
@@ -133,7 +180,7 @@ class _Search:
         fine = [p for p in points if self.budget.allows(p.accuracy) and p.comparison.ci95[0] > 1.0]
         target = self.budget.target_speedup
         if target is not None:
-            fast = [p for p in fine if p.comparison.speedup >= target]
+            fast = [p for p in fine if p.speedup >= target]
             return fast[0] if fast else None
         return fine[-1] if fine else None
 
@@ -147,15 +194,160 @@ class _Search:
             step.plan,
             self.samples,
             bench.target,
-            self.scratch,
-            self.seed,
-            self.fitting,
+            self.place.scratch,
+            self.place.seed,
+            self.place.fitting,
             counting(bench.progress, f"fitting model {len(self.made) + 1}"),
         )
-        folder = self.scratch / f"point-{index}"
+        folder = self.place.scratch / f"point-{index}"
         folder.mkdir()
         made = written(self.base, factors, folder / "model.onnx")
         accuracy = self.judge.figures(made.path, counting(bench.progress, "judging"))
-        comparison = bench.compare(bench.original, made, _TIMING, "timing")
-        self.made[index] = Judged(step, made, accuracy, comparison)
+        comparison = None
+        if self.place.clock:
+            comparison = bench.compare(bench.original, made, _TIMING, "timing")
+        macs = model_cost(load(made.path), bench.target.input_shapes).macs
+        self.made[index] = Judged(step, made, accuracy, comparison, macs, self.whole_macs)
         return self.made[index]
+
+
+def factorize(
+    model: Model,
+    original: Written,
+    judge: Judge,
+    samples: Samples,
+    budget: Budget,
+    place: Place,
+) -> tuple[Written | None, FactorizationFigures]:
+    """Factorise *model* within *budget*.
+
+    Args:
+        model: as it was loaded and prepared; it stays as it is.
+        original: the file to be faster than.
+        judge: knows what the original does on data held out.
+        samples: calibration data.
+        budget: what may be lost.
+        place: where and how.
+
+    Returns:
+        The model to go on with, ``None`` if none within the budget is faster; and all that was
+        looked at.
+
+    Raises:
+        BudgetError: the speedup that was asked for is not to be had within the budget.
+    """
+    base = base_model(model.to_proto())
+    oracle: Future[Oracle] = Future()
+    oracle.set_result(Oracle(place.feeds, None))
+    driver = Driver(parse(base))
+    driver.rewriter.infer_shapes()
+    bench = Workbench(
+        driver,
+        original,
+        place.scratch,
+        oracle,
+        place.target,
+        simplify=(),
+        lower=(FactorizeConv(), LowerConvWinograd()),
+        review=None,
+        prepared=False,
+        seed=place.seed,
+        max_bytes=float("inf"),
+        progress=place.progress,
+        cache=place.cache,
+    )
+    try:
+        outcome = spend(base, bench, judge, samples, budget, place)
+    finally:
+        bench.close()
+    if outcome.best is None and budget.target_speedup is not None:
+        raise BudgetError(_says(outcome, budget))
+    best = outcome.best
+    figures = FactorizationFigures(
+        samples.digest,
+        len(samples),
+        place.seed,
+        None if best is None else outcome.points.index(best) + 1,
+        tuple(_point(p) for p in outcome.points),
+        None if best is not None else _says(outcome, budget),
+    )
+    return (None if best is None else best.written), figures
+
+
+def refactorize(
+    model: Model,
+    samples: Samples,
+    figures: FactorizationFigures,
+    number: int,
+    place: Place,
+) -> Written:
+    """Make a point of an earlier run once more.
+
+    Raises:
+        ReplayError: the calibration data are others, or what comes out is another file.
+    """
+    if samples.digest != figures.calibration_sha256:
+        raise ReplayError(
+            "the calibration data, or how they are preprocessed, are not those that the report was"
+            " made with"
+        )
+    if not 1 <= number <= len(figures.points):
+        raise ReplayError(f"the report has {len(figures.points)} factorised models, not {number}")
+    point = figures.points[number - 1]
+    plan = {site: Form.parse(name) for site, name in point.plan.items()}
+    base = base_model(model.to_proto())
+    factors = fitted(
+        base,
+        plan,
+        samples,
+        place.target,
+        place.scratch,
+        figures.seed,
+        place.fitting,
+        counting(place.progress, "fitting the factors"),
+    )
+    folder = place.scratch / "factorised"
+    folder.mkdir()
+    made = written(base, factors, folder / "model.onnx")
+    if made.sha256 != point.sha256:
+        raise ReplayError(
+            "the factors come out otherwise than in the report (another machine, or other versions"
+            " or threads?): the model would be another one"
+        )
+    return made
+
+
+def _point(judged: Judged) -> FactorizedPoint:
+    comparison = judged.comparison
+    return FactorizedPoint(
+        {site: form.name for site, form in judged.step.plan.items()},
+        judged.step.loss,
+        judged.accuracy,
+        None if comparison is None else comparison.speedup,
+        None if comparison is None else comparison.ci95,
+        judged.macs,
+        judged.written.size_bytes,
+        judged.written.sha256,
+    )
+
+
+def _says(outcome: Outcome, budget: Budget) -> str:
+    """That nothing keeps the budget, and what came closest."""
+    limits = []
+    if budget.target_speedup is not None:
+        limits.append(f"{budget.target_speedup:g}x as fast")
+    if budget.max_drop is not None:
+        limits.append(f"losing at most {budget.max_drop:g}")
+    says = f"no factorised model is {' and '.join(limits)}"
+    if budget.target_speedup is None:
+        says = f"no factorised model that loses at most {budget.max_drop:g} is faster"
+    if not outcome.points:
+        return f"{says}; no layer has a form that is faster"
+    fine = [p for p in outcome.points if budget.allows(p.accuracy)]
+    best = fine[-1] if fine else outcome.points[0]
+    figures = best.accuracy
+    lost = "" if figures.drop is None else f", losing {figures.drop:.3g} {figures.unit}"
+    return (
+        f"{says}; the closest is {best.speedup:.3g}x as fast with {figures.metric}"
+        f" {figures.optimized:.4g}{lost}"
+    )
