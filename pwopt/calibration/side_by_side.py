@@ -267,11 +267,20 @@ class SideBySide:
             return None, None
         return other, facts.sole_consumer(reader.outputs[0])
 
+    def _is_clipped_at_zero(self, node: Node) -> bool:
+        """Whether it is a Clip from 0 on; its upper end, as of Relu6, is rarely met."""
+        facts = self._facts
+        if not facts.is_op(node, "Clip"):
+            return False
+        if facts.opset < 11:
+            return facts.attr_float(node, "min", -1.0) == 0
+        return facts.scalar(facts.input(node, 1)) == 0
+
     def _slope(self, node: Node | None) -> float | Array | None:
         facts = self._facts
         if node is None:
             return None
-        if facts.is_op(node, "Relu"):
+        if facts.is_op(node, "Relu") or self._is_clipped_at_zero(node):
             return 0.0
         if facts.is_op(node, "LeakyRelu"):
             return facts.attr_float(node, "alpha", 0.01)

@@ -177,7 +177,7 @@ class _Search:
 
     def _best(self, points: Sequence[Judged]) -> Judged | None:
         """The fastest within the budget, or the first that is fast enough."""
-        fine = [p for p in points if self.budget.allows(p.accuracy) and p.comparison.ci95[0] > 1.0]
+        fine = [p for p in points if self.budget.allows(p.accuracy) and p.is_faster]
         target = self.budget.target_speedup
         if target is not None:
             fast = [p for p in fine if p.speedup >= target]
