@@ -138,7 +138,9 @@ def test_declines(why: Why) -> None:
 @st.composite
 def models(draw: st.DrawFn) -> onnx.ModelProto:
     op = draw(st.sampled_from(sorted(EXPECTED)))
-    opset = draw(st.sampled_from([7, 8, 9, 11, 13, 17, 18, 20, 22, 24, harness.NEWEST_OPSET]))
+    # ONNX Runtime runs Swish in the operator set that it came with only.
+    newest = FIRST[op] if op == "Swish" else harness.NEWEST_OPSET
+    opset = draw(st.sampled_from([7, 8, 9, 11, 13, 17, 18, 20, 22, newest]))
     alpha = draw(st.sampled_from([1.0, 0.5, 1.702, -1.0]))
     return model(
         op,
