@@ -15,7 +15,7 @@ from pwopt.calibration.preprocess import Preprocess
 from pwopt.calibration.samples import Samples, load_samples
 from pwopt.calibration.source import digest_of
 from pwopt.errors import UsageError
-from pwopt.runtime import Feeds, input_sets, open_session, reference_target
+from pwopt.runtime import Feeds, TensorSpec, input_sets, open_session, reference_target
 from pwopt.target import Target
 
 __all__ = ["Data", "Given", "feeds_digest"]
@@ -44,7 +44,8 @@ class Data:
 
         Args:
             model: the model file; it is loaded, without optimizations, for its interface.
-            target: its input shapes hold for the inputs to verify and time with.
+            target: its input shapes hold for the inputs to verify and time with; samples to fit to
+                and to judge on take their batch from it alone, for images may differ in size.
             calibration: to verify, time and fit with.
             validation: to judge accuracy on.
             preprocess: what is done to images.
@@ -53,7 +54,7 @@ class Data:
             PwoptError: as :func:`open_session` and, for feeds, :func:`load_samples`.
         """
         with open_session(model, reference_target(target), optimized=False) as session:
-            self.specs = session.interface.inputs
+            self.specs = tuple(_batched(s, target) for s in session.interface.inputs)
         self._model = model
         self._target = target
         self._preprocess = preprocess
@@ -139,6 +140,11 @@ def feeds_digest(feeds: Iterable[Feeds]) -> str:
             plain = array.astype(str) if array.dtype.hasobject else array
             found.update(name.encode() + digest_of([plain]))
     return found.hexdigest()
+
+
+def _batched(spec: TensorSpec, target: Target) -> TensorSpec:
+    given = target.input_shapes.get(spec.name)
+    return replace(spec, shape=(given[0], *spec.shape[1:])) if given and spec.shape else spec
 
 
 def _some(samples: Samples) -> list[Feeds]:

@@ -262,11 +262,15 @@ class _Distance:
             raise UsageError("The model has no float output to compare. Choose --metric.")
 
     def _pairs(self, outputs: Arrays, original: Arrays) -> Iterator[tuple[Array, Array]]:
-        """Vectors ``[n, values]``, the original's first."""
+        """Vectors ``[n, values]``, the original's first; infinities and NaN of both are 0."""
         for name, array in original.items():
             if array.dtype.kind == "f" and array.ndim:
                 shape = (len(array), -1)
-                yield array.reshape(shape).astype(float), outputs[name].reshape(shape).astype(float)
+                want = array.reshape(shape).astype(np.float64)
+                have = outputs[name].reshape(shape).astype(np.float64)
+                same = (want == have) | (np.isnan(want) & np.isnan(have))
+                shared = same & ~np.isfinite(want)
+                yield np.where(shared, 0, want), np.where(shared, 0, have)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pwopt.calibration import (
     load_samples,
     parse_metric,
 )
-from pwopt.calibration.metrics import Agreement, Psnr, RelativeError, Top1, Top5
+from pwopt.calibration.metrics import Agreement, Cosine, Psnr, RelativeError, Top1, Top5
 from pwopt.errors import UsageError, VerificationError
 from pwopt.runtime import TensorSpec
 from pwopt.target import Target
@@ -288,6 +288,17 @@ def test_the_output_that_deviates_most_counts() -> None:
     original = {"a": np.array([[3.0, 4.0]]), "b": np.array([[1.0]]), "n": np.array([[1]])}
     found = {"a": np.array([[3.0, 4.5]]), "b": np.array([[1.5]]), "n": np.array([[9]])}
     assert RelativeError().scores(found, batch, original).tolist() == [50]
+
+
+def test_infinities_of_the_original_are_no_deviation() -> None:
+    (batch,) = samples_of(input=np.zeros((1, 1))).stream(1)
+    original = {"a": np.array([[3.0, 4.0, -np.inf, np.nan]])}
+    found = {"a": np.array([[3.0, 4.5, -np.inf, np.nan]])}
+    assert RelativeError().scores(found, batch, original).tolist() == [10]
+    assert np.isfinite(Cosine().scores(found, batch, original)).all()
+    with np.errstate(invalid="ignore"):
+        other = RelativeError().scores({"a": np.array([[3.0, 4.5, 1.0, 1.0]])}, batch, original)
+    assert not np.isfinite(other).any()
 
 
 @pytest.mark.parametrize(

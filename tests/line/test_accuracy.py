@@ -238,3 +238,18 @@ def test_a_model_may_take_the_size_from_the_command_line(tmp_path: Path) -> None
     given = ("--input-shape", "input:1x3x8x8")
     assert "is 10x10, but the input is 8x8" in invoke(*args, *given).stderr
     assert invoke(*args, *given, "--preprocess", "crop=8").exit_code == 0
+
+
+def test_outputs_without_a_row_per_sample_take_a_batch_of_one(tmp_path: Path) -> None:
+    nodes = [node("ReduceMean", ["input"], ["y"], axes=[0, 2, 3], keepdims=0)]
+    shapes: list[int | str] = ["N", 3, 8, 8]
+    path = tmp_path / "m.onnx"
+    onnx.save(model(nodes, {"input": shapes}, {"y": [3]}, {}), str(path))
+    np.savez(tmp_path / "d.npz", input=np.random.default_rng(0).random((4, 3, 8, 8)))
+    args = ("verify", path, path, "--validation", tmp_path / "d.npz")
+    refused = invoke(*args)
+    assert refused.exit_code == 1
+    assert "fix the batch to 1 with --input-shape" in refused.stderr
+    judged = invoke(*args, "--input-shape", "input:1x3x8x8", "--json")
+    assert judged.exit_code == 0, judged.output
+    assert json.loads(judged.stdout)["samples"] == 4
