@@ -202,7 +202,7 @@ def scaling_table(record: dict[str, Any]) -> str:
 def accuracy_table(rows: list[dict[str, Any]]) -> str:
     """Accuracy before and after, per model and data set."""
     titles = ["model", "data", "metric", "samples", "before", "after", "lost", "95% interval"]
-    titles += ["same class", "relative error"]
+    titles += ["same class", "relative error", "passes that changed something"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
         found = row["accuracy"]
@@ -215,7 +215,7 @@ def accuracy_table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['name']} | {row['data']} | {found['metric']} | {found['samples']} | {before} |"
             f" {found['optimized']:.4g}{unit} | {lost} | {low:.3g} to {high:.3g} | {same} |"
-            f" {own['relative-error'][1]:.1e} % |"
+            f" {own['relative-error'][1]:.1e} % | {', '.join(row['applied']) or 'none'} |"
         )
     return "\n".join([*lines, *_conditions(rows)])
 
