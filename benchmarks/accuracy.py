@@ -18,6 +18,7 @@ import click
 import pwopt
 from benchmarks.conditions import conditions
 from benchmarks.tasks import Task, find_tasks
+from benchmarks.zoo import SHAPES
 from pwopt.report.json import to_json
 from pwopt.report.terminal import accuracy_text
 from pwopt.tuning.search import Effort
@@ -33,7 +34,8 @@ def judged(task: Task, threads: int, folder: Path) -> dict[str, Any]:
         metric=task.metric,
     )
     output = folder / "optimized.onnx"
-    report = pwopt.optimize(task.model_path, output, pwopt.Target("cpu", threads), options)
+    target = pwopt.Target("cpu", threads, input_shapes=SHAPES.get(task.model, {}))
+    report = pwopt.optimize(task.model_path, output, target, options)
     assert report.accuracy is not None
     print(f"{task.model}: {accuracy_text(report.accuracy)}", flush=True)
     found = to_json(report)
