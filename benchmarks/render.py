@@ -444,6 +444,50 @@ def _options_gain(options: dict[str, Any]) -> str:
     return f"{_gain(options['optimized'])} {settings}" if settings else "none gains"
 
 
+def factorize_table(rows: list[dict[str, Any]]) -> str:
+    """What was asked, and what came of it; then every model that was fitted and judged."""
+    header = ["model", "asked", "MACs", "speedup", "95% interval", "before", "after", "lost"]
+    header += ["95% interval", "judged on", "fitted to"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in rows:
+        found, latency = row["accuracy"], row["latency"]
+        fewer = row["macs"][0] / row["macs"][1]
+        before = "itself" if found["baseline"] is None else f"{found['baseline']:.2f}"
+        lost = "" if found["drop"] is None else f"{found['drop']:.2f}"
+        cells = [row["name"], row["asked"], f"{fewer:.2f}x fewer", f"{latency['speedup']:.3f}"]
+        cells += [_interval(latency["ci95"], 3), before, f"{found['optimized']:.2f}", lost]
+        cells += [_interval(found["ci95"], 2), f"{found['samples']}", str(row["fitted_to"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    header = ["model", "layers factorised", "MACs, millions", "speedup", "lost", "95% interval"]
+    lines += ["", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in rows:
+        for point in row["points"]:
+            found = point["accuracy"]
+            lost = found["optimized"] if found["drop"] is None else found["drop"]
+            speedup = "" if point["speedup"] is None else f"{point['speedup']:.3f}"
+            cells = [row["name"], str(len(point["forms"])), f"{point['macs'] / 1e6:.3g}", speedup]
+            cells += [f"{lost:.2f}", _interval(found["ci95"], 2)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, *_conditions(rows)])
+
+
+def ablation_table(record: dict[str, Any]) -> str:
+    """The same plan fitted in different ways."""
+    header = ["fitted", "MACs, millions", "lost", "95% interval", "same class", "relative error"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in record["rows"]:
+        found = row["accuracy"]
+        cells = [row["how"], f"{row['macs'] / 1e6:.3g}", f"{found['drop']:.2f}"]
+        cells += [_interval(found["ci95"], 2), f"{found['also']['agreement'][1]:.1f} %"]
+        cells.append(f"{found['also']['relative-error'][1]:.1f} %")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", sentence(record["conditions"])])
+
+
+def _interval(ci95: list[float], digits: int) -> str:
+    return f"{ci95[0]:.{digits}f} to {ci95[1]:.{digits}f}"
+
+
 def fill(path: Path, name: str, table: str) -> None:
     """Replace what stands between the markers of *name*, if *path* has them."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -454,6 +498,8 @@ def fill(path: Path, name: str, table: str) -> None:
 
 _TABLES: dict[str, Callable[[Any], str]] = {
     "accuracy-exact": accuracy_table,
+    "factorize-1": factorize_table,
+    "factorize-ablation": ablation_table,
     "honesty": honesty_table,
     "noisy": noisy_table,
     "scaling": scaling_table,

@@ -20,6 +20,9 @@ Array: TypeAlias = npt.NDArray[Any]
 
 _ROWS_BYTES: Final = 256 << 20
 """What the positions that are kept as they are may take, per layer."""
+_FEWEST_ROWS: Final = 8000
+_ROWS_PER_SIZE: Final = 16
+"""Positions to keep for each element of a patch."""
 
 
 def patches_at(x: Array, conv: ConvFacts, positions: npt.NDArray[np.int64]) -> Array:
@@ -120,7 +123,9 @@ class Gatherer:
             self._keep(patches, targets, others)
 
     def _keep(self, patches: Array, targets: Array, others: Array | None) -> None:
-        most = max(1, _ROWS_BYTES // max(1, patches[:1].nbytes))
+        size = patches[0].size // self.conv.group
+        most = max(_FEWEST_ROWS, _ROWS_PER_SIZE * size)
+        most = min(most, max(1, _ROWS_BYTES // max(1, patches[:1].nbytes)))
         share = math.ceil(most * len(patches) / max(self.rows, 1))
         if share < len(patches):
             chosen = np.sort(self.rng.choice(len(patches), share, replace=False))

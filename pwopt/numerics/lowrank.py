@@ -445,16 +445,15 @@ class _Problem:
         return lambda x: np.einsum("cab,cb->ca", inverse, x.reshape(channels, -1)).reshape(x.shape)
 
     def _of_spatial(self, second: Array) -> Callable[[Array], Array]:
-        """Exact within a rank; blind to what ranks have in common."""
+        """As if the taps of the second factor saw patches of the same moments, and independent."""
         _, c, i, j = self.kernel
         if self.method is Method.SPATIAL:
-            moments = self.moment6.transpose(2, 5, 0, 1, 3, 4).reshape(j, j, c * i, c * i)
+            own = np.einsum("cijCIj->ciCI", self.moment6).reshape(c * i, c * i) / j
         else:
-            moments = self.moment6.transpose(1, 4, 0, 2, 3, 5).reshape(i, i, c * j, c * j)
-        gram = np.einsum("orj,orJ->rjJ", second, second)
-        inverse = _inverses(_einsum("rjJ,jJab->rab", gram, moments))
-        ranks = second.shape[1]
-        return lambda x: np.einsum("rab,rb->ra", inverse, x.reshape(ranks, -1)).reshape(x.shape)
+            own = np.einsum("cijCiJ->cjCJ", self.moment6).reshape(c * j, c * j) / i
+        right = _solver(own)
+        left = _solver(np.einsum("orj,oRj->rR", second, second))
+        return lambda x: left(right(x.reshape(len(x), -1).T).T).reshape(x.shape)
 
     def _of_core(self, factors: Factors) -> Callable[[Array], Array]:
         """Exact: patches behind the narrowing on one side, the widening on the other."""
