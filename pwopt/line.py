@@ -542,7 +542,11 @@ class _Line:
                     raise UsageError("--target-speedup needs data to fit to; give --calibration.")
                 self.notes.append("Nothing was approximated: that needs --calibration.")
                 return model
+            if options.keep_overridable_initializers and model.listed:
+                self.notes.append("Nothing was approximated: initializers may be overridden.")
+                return model
             budget = Budget(options.max_accuracy_drop, options.target_speedup)
+            budget.allows(self.judge.unchanged())  # complains about metrics without a baseline
             place = replace(place, feeds=self._feeds())
             found, self.factorization = factorize(
                 model, self.original, self.judge, calibration, budget, place

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pwopt.calibration import Samples
 from pwopt.calibration.side_by_side import SideBySide, Station
 from pwopt.cost import model_cost
-from pwopt.errors import PwoptError
+from pwopt.errors import PwoptError, UsageError
 from pwopt.graph import Facts, ModelProto, Rewriter, parse
 from pwopt.numerics import lowrank
 from pwopt.numerics.lowrank import Moments
@@ -41,6 +41,8 @@ _SURVEY_SAMPLES: Final = 256
 _LEAST_SHARE: Final = 0.002
 """Convolutions with less of the multiplications than this are left alone."""
 _LEAST_GAIN: Final = 0.02
+_POSITIONS_PER_SIZE: Final = 4
+"""Output positions that it takes for each element of a patch; layers with fewer are left alone."""
 _SWEEPS: Final = 3
 _STEPS: Final = 8
 
@@ -194,7 +196,13 @@ def _spectra(
     with SideBySide(base, sites, few, target, scratch, rng) as networks:
         for station in networks.stations(counting(progress, "looking at what layers can lose")):
             seen = networks.observe(station, symmetric=True)
-            found[station.site] = _spectrum(station, seen.moments(), seen.pixels)
+            if seen.count >= _POSITIONS_PER_SIZE * len(seen.moments()[0].inputs):
+                found[station.site] = _spectrum(station, seen.moments(), seen.pixels)
+    if sum(sites[site] for site in found) < sum(sites.values()) / 2:
+        raise UsageError(
+            f"{len(samples)} calibration samples say too little about most layers; give more with"
+            " --calibration."
+        )
     return found
 
 
@@ -226,7 +234,8 @@ def _spectrum(station: Station, moments: Sequence[Moments], pixels: float) -> _S
     return _Spectrum(errors, saved, *probe[1:])
 
 
-def _worthwhile(base: ModelProto) -> list[str]:
+def _worthwhile(base: ModelProto) -> dict[str, float]:
+    """Multiplications by site."""
     model = parse(base)
     model.infer_shapes()
     facts = Facts(model)
@@ -240,7 +249,7 @@ def _worthwhile(base: ModelProto) -> list[str]:
             kernel = math.prod(group_kernel(match.conv)) * match.conv.group
             work[facts.site(node)] = float(pixels * kernel)
     total = sum(work.values())
-    return [site for site, macs in work.items() if macs >= _LEAST_SHARE * total]
+    return {site: macs for site, macs in work.items() if macs >= _LEAST_SHARE * total}
 
 
 # -- weights ---------------------------------------------------------------------------------------

@@ -178,6 +178,20 @@ def test_a_budget_that_nothing_keeps_leaves_the_exact_model(folder: Path) -> Non
         assert found["cost"]["macs"]["after"] == found["cost"]["macs"]["before"]
 
 
+def test_too_few_samples_to_fit_to(folder: Path) -> None:
+    data(folder / "calibration.npz", network(2), 1, 1)
+    result = optimize(folder, "--max-accuracy-drop", 5)
+    assert result.exit_code == 1
+    assert "1 calibration samples say too little" in result.output
+    assert not (folder / "model.opt.onnx").exists()
+
+
+def test_a_metric_without_a_baseline_has_no_drop(folder: Path) -> None:
+    result = optimize(folder, "--max-accuracy-drop", 5, "--metric", "psnr")
+    assert result.exit_code == 1
+    assert "psnr" in result.output
+
+
 def test_a_speedup_alone_is_met_at_least_loss(folder: Path) -> None:
     result = optimize(folder, "--target-speedup", 1.5)
     assert result.exit_code == 0, result.output
