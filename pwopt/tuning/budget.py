@@ -135,7 +135,7 @@ def spend(
         whole = bench.compare(bench.original, bench.original, _TIMING, label)
         total = whole.baseline.median_ms
     steps = [s for s in front(layers) if total / max(total - s.saved, 1e-9) >= _LEAST_SPEEDUP]
-    return _Search(base, bench, judge, samples, budget, place, whole_macs).run(steps)
+    return _Search(base, bench, judge, samples, budget, place, whole_macs, total).run(steps)
 
 
 @dataclass(eq=False)
@@ -147,10 +147,19 @@ class _Search:
     budget: Budget
     place: Place
     whole_macs: int | None
+    total: float
     made: dict[int, Judged] = field(default_factory=dict)
 
     def run(self, steps: Sequence[Step]) -> Outcome:
         low, high = -1, len(steps)
+        if self.budget.target_speedup is not None and steps:
+            expected = self._expected(steps, self.budget.target_speedup)
+            if self._goes_on(self._judged(steps, expected)):
+                low = expected
+            else:
+                high = expected
+                # What is counted comes as it was predicted: no slower step is fast enough.
+                low = low if self.place.clock else expected - 1
         while high - low > 1 and len(self.made) < self.budget.points:
             middle = self._between(steps, low, high)
             point = self._judged(steps, middle)
@@ -160,6 +169,11 @@ class _Search:
                 high = middle
         points = sorted(self.made.values(), key=lambda p: p.speedup)
         return Outcome(tuple(points), self._best(points))
+
+    def _expected(self, steps: Sequence[Step], speedup: float) -> int:
+        """The first step that is predicted to be so fast, or the last one."""
+        enough = self.total * (1 - 1 / speedup)
+        return next((k for k, s in enumerate(steps) if s.saved >= enough), len(steps) - 1)
 
     def _between(self, steps: Sequence[Step], low: int, high: int) -> int:
         """The step that saves about half as much as lies between two of them."""
