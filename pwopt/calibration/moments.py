@@ -96,6 +96,11 @@ class Gatherer:
         size = self.conv.cin // group * math.prod(self.conv.kernel)
         self._sums = [_Sums(size, self.conv.cout // group) for _ in range(group)]
 
+    @property
+    def size(self) -> int:
+        """Elements of a patch of one group."""
+        return len(self._sums[0].x)
+
     def add(self, x: Array, target: Array, beside: Array | None = None) -> None:
         """Look at some samples.
 

@@ -30,8 +30,11 @@ __all__ = [
 
 _WIDTHS = (16, 8, 4, 2, 1)
 """Ranks are multiples of the first of these that leaves a choice: of what vectors hold."""
+_FINE_WIDTHS = (4, 2, 1)
+"""The same where nothing but multiplications counts."""
 _FEWEST_RANKS = 3
 _MOST_RANKS = 8
+_MOST_FINE_RANKS = 14
 _MOST_PAIRS = 6
 
 
@@ -241,16 +244,22 @@ def form_cost(conv: ConvFacts, form: Form) -> float:
     return lowrank.cost(form.method, group_kernel(conv), form.ranks, (first, math.prod(rest)))
 
 
-def forms(conv: ConvFacts, method: Method | None = None) -> list[Form]:
-    """Forms of *conv* that have fewer multiplications, by method and from low ranks up."""
+def forms(conv: ConvFacts, method: Method | None = None, *, fine: bool = False) -> list[Form]:
+    """Forms of *conv* that have fewer multiplications, by method and from low ranks up.
+
+    Args:
+        conv: the convolution.
+        method: only this one.
+        fine: with ranks that do not fill vectors, too.
+    """
     whole = math.prod(group_kernel(conv))
     found: list[Form] = []
     for one in _methods(conv):
         if method not in (None, one):
             continue
-        ranks = _ranks(one, group_kernel(conv), conv.group)
+        ranks = _ranks(one, group_kernel(conv), conv.group, _FINE_WIDTHS if fine else _WIDTHS)
         cheaper = [f for f in (Form(one, r) for r in ranks) if form_cost(conv, f) < whole]
-        found += _thinned(cheaper)
+        found += _thinned(cheaper, _MOST_FINE_RANKS if fine else _MOST_RANKS)
     return found
 
 
@@ -265,24 +274,26 @@ def _methods(conv: ConvFacts) -> list[Method]:
     return [*found, Method.CHANNEL_OUT] if o > 1 else found
 
 
-def _ranks(method: Method, kernel: Kernel, group: int) -> list[tuple[int, ...]]:
+def _ranks(
+    method: Method, kernel: Kernel, group: int, widths: Sequence[int]
+) -> list[tuple[int, ...]]:
     """Ranks that kernels like, below those that represent everything."""
     full = lowrank.full_ranks(method, kernel)
     if method is Method.SEPARABLE:
         return [(t,) for t in range(1, min(full[0], _MOST_PAIRS + 1))]
     if method is Method.BOTTLENECK:
-        narrow, wide = (_multiples(r + 1, group) for r in full)
+        narrow, wide = (_multiples(r + 1, group, widths) for r in full)
         count = max(len(narrow), len(wide))
         pairs = [
             (narrow[k * len(narrow) // count], wide[k * len(wide) // count]) for k in range(count)
         ]
         return list(dict.fromkeys(pairs))
-    return [(r,) for r in _multiples(full[0], group)]
+    return [(r,) for r in _multiples(full[0], group, widths)]
 
 
-def _multiples(end: int, group: int) -> list[int]:
+def _multiples(end: int, group: int, widths: Sequence[int]) -> list[int]:
     """Ranks per group below *end*."""
-    for width in _WIDTHS:
+    for width in widths:
         step = max(1, width // group)
         found = list(range(step, end, step))
         if len(found) >= _FEWEST_RANKS:
@@ -290,11 +301,11 @@ def _multiples(end: int, group: int) -> list[int]:
     return found or [1]
 
 
-def _thinned(found: Sequence[Form]) -> list[Form]:
+def _thinned(found: Sequence[Form], most: int) -> list[Form]:
     """Evenly spread where there are many."""
-    if len(found) <= _MOST_RANKS:
+    if len(found) <= most:
         return list(found)
-    chosen = np.linspace(0, len(found) - 1, _MOST_RANKS).round().astype(int)
+    chosen = np.linspace(0, len(found) - 1, most).round().astype(int)
     return [found[k] for k in chosen]
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pwopt.calibration import Samples
+from pwopt.calibration.moments import Gatherer
 from pwopt.calibration.side_by_side import SideBySide, Station
 from pwopt.cost import model_cost
 from pwopt.errors import PwoptError, UsageError
 from pwopt.graph import Facts, ModelProto, Rewriter, parse
 from pwopt.numerics import lowrank
-from pwopt.numerics.lowrank import Moments
 from pwopt.passes import FactorizeConv, LowerConvWinograd
 from pwopt.passes.factorize_conv import FactorizeConvMatch, Form, form_cost, forms, group_kernel
 from pwopt.remark import Kind, Remark, Verdict
@@ -123,7 +123,7 @@ def survey(
         seed: of the positions that are looked at.
         clock: whether to measure what is saved; otherwise multiplications are counted.
     """
-    spectra = _spectra(base, samples, bench.target, scratch, seed, bench.progress)
+    spectra = _spectra(base, bench, samples, scratch, seed, fine=not clock)
     weights = _weights(base, spectra, samples, bench.target, scratch, bench.progress)
     if clock:
         saved = _saved(bench, {site: list(s.errors) for site, s in spectra.items()})
@@ -183,21 +183,24 @@ def _slope(a: Option, b: Option) -> float:
 
 def _spectra(
     base: ModelProto,
+    bench: Workbench,
     samples: Samples,
-    target: Target,
     scratch: Path,
     seed: int,
-    progress: Progress,
+    *,
+    fine: bool,
 ) -> dict[str, _Spectrum]:
     sites = _worthwhile(base)
     rng = np.random.default_rng(seed)
     found: dict[str, _Spectrum] = {}
     few = samples.spread(_SURVEY_SAMPLES)
-    with SideBySide(base, sites, few, target, scratch, rng) as networks:
-        for station in networks.stations(counting(progress, "looking at what layers can lose")):
+    with SideBySide(base, sites, few, bench.target, scratch, rng) as networks:
+        for station in networks.stations(
+            counting(bench.progress, "looking at what layers can lose")
+        ):
             seen = networks.observe(station, symmetric=True)
-            if seen.count >= _POSITIONS_PER_SIZE * len(seen.moments()[0].inputs):
-                found[station.site] = _spectrum(station, seen.moments(), seen.pixels)
+            if seen.count >= _POSITIONS_PER_SIZE * seen.size:
+                found[station.site] = _spectrum(station, seen, fine=fine)
     if sum(sites[site] for site in found) < sum(sites.values()) / 2:
         raise UsageError(
             f"{len(samples)} calibration samples say too little about most layers; give more with"
@@ -206,13 +209,14 @@ def _spectra(
     return found
 
 
-def _spectrum(station: Station, moments: Sequence[Moments], pixels: float) -> _Spectrum:
+def _spectrum(station: Station, seen: Gatherer, *, fine: bool) -> _Spectrum:
     """Errors of those forms that no cheaper one beats."""
+    moments = seen.moments()
     power = max(sum(m.power for m in moments), float(np.finfo(float).tiny))
     errors: dict[Form, float] = {}
     probe: tuple[float, Array, Array, float] | None = None
     least = math.inf
-    for form in sorted(forms(station.conv), key=lambda f: form_cost(station.conv, f)):
+    for form in sorted(forms(station.conv, fine=fine), key=lambda f: form_cost(station.conv, f)):
         kernels = [
             lowrank.compose(
                 form.method,
@@ -229,7 +233,7 @@ def _spectrum(station: Station, moments: Sequence[Moments], pixels: float) -> _S
         if error < least:
             errors[form] = least = error
     assert probe is not None
-    whole, scale = math.prod(group_kernel(station.conv)), pixels * station.conv.group
+    whole, scale = math.prod(group_kernel(station.conv)), seen.pixels * station.conv.group
     saved = {form: scale * (whole - form_cost(station.conv, form)) for form in errors}
     return _Spectrum(errors, saved, *probe[1:])
 
