@@ -41,6 +41,8 @@ class Station:
         addend: the tensor that the result is added to and nothing else is done with, if it is
             known already.
         slope: of the Relu or LeakyRelu that follows, for negative values; ``None``: none does.
+        importance: ``[O]``, what the next convolutions make of each channel: norms of their
+            weights; ``None`` if anything else reads the result.
     """
 
     site: str
@@ -49,6 +51,7 @@ class Station:
     bias: Array
     addend: Tensor | None
     slope: float | Array | None
+    importance: npt.NDArray[np.float64] | None = None
 
 
 class SideBySide:
@@ -253,7 +256,31 @@ class SideBySide:
         if bias is None:
             bias = np.zeros(conv.cout, weight.dtype)
         addend, behind = self._addend(conv, known)
-        return Station(facts.site(node), conv, weight, bias, addend, self._slope(behind))
+        slope = self._slope(behind)
+        importance = None
+        if addend is None:
+            activated = conv.output if slope is None or behind is None else behind.outputs[0]
+            importance = self._importance(activated)
+        return Station(facts.site(node), conv, weight, bias, addend, slope, importance)
+
+    def _importance(self, tensor: Tensor) -> npt.NDArray[np.float64] | None:
+        """Norm of all weights on each channel of *tensor*, if convolutions alone read it."""
+        facts = self._facts
+        readers = facts.consumers(tensor)
+        total: npt.NDArray[np.float64] | None = None
+        for reader in readers:
+            conv = facts.conv(reader) if facts.is_op(reader, "Conv") else None
+            weight = None if conv is None else facts.constant(conv.weight)
+            if conv is None or weight is None or facts.is_output(tensor):
+                return None
+            flat = weight.astype(np.float64).reshape(conv.group, -1, *weight.shape[1:])
+            power = np.sum(flat * flat, axis=(1, *range(3, flat.ndim))).reshape(-1)
+            total = power if total is None else total + power
+        if total is None:
+            return None
+        # A channel that nothing weighs must not vanish from the fit.
+        norms = np.sqrt(total)
+        return np.asarray(np.maximum(norms, 0.05 * norms.max()))
 
     def _addend(self, conv: ConvFacts, known: set[str]) -> tuple[Tensor | None, Node | None]:
         """What the result is added to, and the next reader."""

@@ -37,6 +37,7 @@ __all__ = [
     "fit",
     "fit_rectified",
     "full_ranks",
+    "rescaled",
     "stages",
 ]
 
@@ -149,10 +150,19 @@ class Moments:
         """The bias with which the response of *weight* has the mean of the targets."""
         return self.target_mean - weight.reshape(self.cross.shape) @ self.input_mean
 
-    def with_targets(self, cross: Array, target_mean: Array, power: float) -> Moments:
-        """The same patches with other targets."""
+    def scaled(self, scale: Array) -> Moments:
+        """The same patches, with each output channel multiplied by its *scale*.
+
+        The power stays: an error relative to it means something before scaling only.
+        """
         return Moments(
-            self.kernel, self.inputs, cross, self.input_mean, target_mean, power, self.weight
+            self.kernel,
+            self.inputs,
+            self.cross * scale[:, None],
+            self.input_mean,
+            self.target_mean * scale,
+            self.power,
+            self.weight * scale[:, None],
         )
 
     def regression(self) -> Array:
@@ -164,6 +174,12 @@ class Moments:
         size = len(self.inputs)
         ridge = _RIDGE * max(float(np.trace(self.inputs)) / size, np.finfo(float).tiny)
         return self.inputs + ridge * np.eye(size), self.cross + ridge * self.weight
+
+
+def rescaled(factors: Sequence[Array], scale: Array) -> Factors:
+    """Factors of the kernel whose output channels are divided by *scale*; the last one has them."""
+    *inner, last = factors
+    return [*inner, last / scale.reshape(-1, *(1,) * (last.ndim - 1))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +195,11 @@ class Rows:
     patches: npt.NDArray[np.floating[Any]]
     targets: npt.NDArray[np.floating[Any]]
     beside: npt.NDArray[np.floating[Any]] | None = None
+
+    def scaled(self, scale: Array) -> Rows:
+        """The same patches, with each output channel multiplied by its *scale*."""
+        beside = None if self.beside is None else self.beside * scale
+        return Rows(self.patches, self.targets * scale, beside)
 
 
 def factor_shapes(method: Method, kernel: Kernel, ranks: Sequence[int]) -> list[tuple[int, ...]]:

@@ -34,7 +34,7 @@ _FINE_WIDTHS = (4, 2, 1)
 """The same where nothing but multiplications counts."""
 _FEWEST_RANKS = 3
 _MOST_RANKS = 8
-_MOST_FINE_RANKS = 14
+_MOST_FINE_RANKS = 9
 _MOST_PAIRS = 6
 
 

@@ -43,8 +43,8 @@ _LEAST_SHARE: Final = 0.002
 _LEAST_GAIN: Final = 0.02
 _POSITIONS_PER_SIZE: Final = 4
 """Output positions that it takes for each element of a patch; layers with fewer are left alone."""
-_SWEEPS: Final = 3
-_STEPS: Final = 8
+_SWEEPS: Final = 2
+_STEPS: Final = 6
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,14 @@ class Fitting:
         asymmetric: inputs come from the approximated network.
         residual: where the result is added to something, errors of that are made up for.
         rectified: rounds of fitting behind the activation.
+        weighted: channels count as much as the next convolutions make of them.
     """
 
     on_data: bool = True
     asymmetric: bool = True
     residual: bool = True
     rectified: int = 3
+    weighted: bool = True
 
 
 def base_model(model: ModelProto) -> ModelProto:
@@ -104,21 +106,26 @@ def _fitted_site(
         groups = [lowrank.fit(form.method, form.ranks, Moments.of_weight(p)) for p in parts]
         return _site_factors(form, groups, station.bias.astype(np.float64))
     seen = networks.observe(station, symmetric=not fitting.asymmetric, plain=not fitting.residual)
-    moments = seen.moments()
+    scales = np.ones(station.conv.cout)
+    if fitting.weighted and station.importance is not None:
+        scales = station.importance / np.mean(station.importance)
+    parts = np.split(scales, station.conv.group)
+    moments = [m.scaled(s) for m, s in zip(seen.moments(), parts, strict=True)]
     groups = [lowrank.fit(form.method, form.ranks, m) for m in moments]
     biases = [m.bias(lowrank.compose(form.method, g)) for m, g in zip(moments, groups, strict=True)]
     if station.slope is not None and fitting.rectified:
-        slopes = np.broadcast_to(station.slope, (station.conv.cout,))
-        behind = zip(moments, seen.kept(), np.split(slopes, len(moments)), groups, strict=True)
+        slopes = np.split(np.broadcast_to(station.slope, (station.conv.cout,)), len(moments))
+        rows = [r.scaled(s) for r, s in zip(seen.kept(), parts, strict=True)]
         pairs = [
             lowrank.fit_rectified(
-                form.method, form.ranks, m, rows, s, start=g, rounds=fitting.rectified
+                form.method, form.ranks, m, r, slope, start=g, rounds=fitting.rectified
             )
-            for m, rows, s, g in behind
+            for m, r, slope, g in zip(moments, rows, slopes, groups, strict=True)
         ]
         groups = [pair[0] for pair in pairs]
         biases = [pair[1] for pair in pairs]
-    return _site_factors(form, groups, np.concatenate(biases))
+    groups = [lowrank.rescaled(g, s) for g, s in zip(groups, parts, strict=True)]
+    return _site_factors(form, groups, np.concatenate(biases) / scales)
 
 
 def _site_factors(form: Form, groups: Sequence[Sequence[Array]], bias: Array) -> SiteFactors:
