@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from importlib.metadata import version
@@ -27,6 +27,7 @@ from pwopt.calibration import (
     Judge,
     Metric,
     Preprocess,
+    Samples,
     feeds_digest,
     parse_metric,
 )
@@ -548,10 +549,9 @@ class _Line:
             budget = Budget(options.max_accuracy_drop, options.target_speedup)
             budget.allows(self.judge.unchanged())  # complains about metrics without a baseline
             place = replace(place, feeds=self._feeds())
-            found, self.factorization = factorize(
-                model, self.original, self.judge, calibration, budget, place
-            )
+            found = self._factorised_within(model, self.judge, calibration, budget, place)
             if found is None:
+                assert self.factorization is not None
                 self.notes.append(f"Nothing was approximated: {self.factorization.failure}.")
                 return model
             made = found
@@ -560,6 +560,42 @@ class _Line:
         self.factorised = made
         self.prepared = True
         return load(made.path)
+
+    def _factorised_within(
+        self, model: Model, judge: Judge, calibration: Samples, budget: Budget, place: Place
+    ) -> Written | None:
+        """The best model within *budget*: that of an earlier run made again, else a new one."""
+        key = (
+            "factorization",
+            version("pwopt"),
+            self.target.fingerprint,
+            self.original.sha256,
+            calibration.digest,
+            judge.samples.digest,
+            repr(judge.metric),
+            repr(budget),
+            (place.seed, place.clock, repr(place.fitting)),
+        )
+        known = None if self.cache is None else self.cache.get(*key)
+        if known is not None:
+            figures = FactorizationFigures.from_json(known)
+            try:
+                found = (
+                    None
+                    if figures.chosen is None
+                    else refactorize(model, calibration, figures, figures.chosen, place)
+                )
+            except ReplayError as error:
+                self.notes.append(f"An earlier factorisation is not taken over: {error}.")
+            else:
+                self.factorization = figures
+                return found
+        found, self.factorization = factorize(
+            model, self.original, judge, calibration, budget, place
+        )
+        if self.cache is not None:
+            self.cache.put(asdict(self.factorization), *key)
+        return found
 
     def _number(self, script: Script) -> int | None:
         """Which factorised model of a report to make; ``None``: none."""

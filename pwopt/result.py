@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pwopt.errors import UsageError
 from pwopt.remark import Remark, Tally
@@ -265,6 +266,19 @@ class FactorizationFigures:
     chosen: int | None
     points: tuple[FactorizedPoint, ...]
     failure: str | None = None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FactorizationFigures:
+        """What :func:`dataclasses.asdict` made, read back from JSON."""
+        points = []
+        for point in value["points"]:
+            accuracy = dict(point["accuracy"])
+            accuracy["ci95"] = tuple(accuracy["ci95"])
+            accuracy["also"] = {name: tuple(pair) for name, pair in accuracy["also"].items()}
+            ci95 = None if point["ci95"] is None else tuple(point["ci95"])
+            found = {**point, "accuracy": AccuracyFigures(**accuracy), "ci95": ci95}
+            points.append(FactorizedPoint(**found))
+        return cls(**{**value, "points": tuple(points)})
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,8 @@ from typing import Any
 from pwopt.errors import UsageError
 from pwopt.remark import Kind, Remark, Tally
 from pwopt.result import (
-    AccuracyFigures,
     CostChange,
     FactorizationFigures,
-    FactorizedPoint,
     ModelFile,
     Recipe,
     Report,
@@ -74,7 +72,7 @@ def read_script(path: Path) -> Script:
         report = json.loads(path.read_text(encoding="utf-8"))
         if report["schema"] != SCHEMA:
             raise UsageError(f"{path}: schema {report['schema']} is not {SCHEMA}")
-        recipe = report["recipe"]
+        recipe, factorization = report["recipe"], report.get("factorization")
         return Script(
             report["model"]["sha256"],
             report["output"]["sha256"],
@@ -86,22 +84,12 @@ def read_script(path: Path) -> Script:
             ),
             {name: tuple(dims) for name, dims in report["target"]["input_shapes"].items()},
             tuple(_remark(r) for r in report["remarks"] if r["ordinal"] is not None),
-            _factorization(report.get("factorization")),
+            None if factorization is None else FactorizationFigures.from_json(factorization),
         )
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: is not a report of pwopt: {error!r}") from error
-
-
-def _factorization(found: Mapping[str, Any] | None) -> FactorizationFigures | None:
-    if found is None:
-        return None
-    points = tuple(
-        FactorizedPoint(**{**point, "accuracy": AccuracyFigures(**point["accuracy"])})
-        for point in found["points"]
-    )
-    return FactorizationFigures(**{**found, "points": points})
 
 
 def _remark(found: Mapping[str, Any]) -> Remark:

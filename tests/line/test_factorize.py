@@ -12,6 +12,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
+from pwopt import line
 from pwopt.cli import main
 from pwopt.numerics import lowrank
 from pwopt.numerics.lowrank import Method
@@ -72,7 +73,9 @@ def folder(tmp_path: Path) -> Path:
     return filled(tmp_path)
 
 
-def optimize(folder: Path, *args: object, validation: str = "validation.npz") -> Result:
+def optimize(
+    folder: Path, *args: object, validation: str = "validation.npz", cache: bool = False
+) -> Result:
     command = [
         "optimize",
         folder / "model.onnx",
@@ -80,7 +83,7 @@ def optimize(folder: Path, *args: object, validation: str = "validation.npz") ->
         "none",
         "--calibration",
         folder / "calibration.npz",
-        "--no-cache",
+        *([] if cache else ["--no-cache"]),
         "--threads",
         1,
         "--report",
@@ -176,6 +179,23 @@ def test_a_budget_that_nothing_keeps_leaves_the_exact_model(folder: Path) -> Non
     if found["factorization"]["chosen"] is None:
         assert "Nothing was approximated" in result.output
         assert found["cost"]["macs"]["after"] == found["cost"]["macs"]["before"]
+
+
+def test_a_second_run_searches_no_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("--max-accuracy-drop", 5, "--cache", folder / "cache")
+    assert optimize(folder, *arguments, cache=True).exit_code == 0
+    first, written = report(folder), (folder / "model.opt.onnx").read_bytes()
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr(line, "factorize", forbidden)
+    result = optimize(folder, *arguments, cache=True)
+    assert result.exit_code == 0, result.output
+    assert report(folder)["factorization"] == first["factorization"]
+    assert (folder / "model.opt.onnx").read_bytes() == written
+    data(folder / "calibration.npz", network(2), 50, 7)
+    assert isinstance(optimize(folder, *arguments, cache=True).exception, AssertionError)
 
 
 def test_too_few_samples_to_fit_to(folder: Path) -> None:
