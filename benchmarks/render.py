@@ -481,7 +481,8 @@ def ablation_table(record: dict[str, Any]) -> str:
         cells += [_interval(found["ci95"], 2), f"{found['also']['agreement'][1]:.1f} %"]
         cells.append(f"{found['also']['relative-error'][1]:.1f} %")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", sentence(record["conditions"])])
+    on = f"On {record['model']}, at half of its MACs."
+    return "\n".join([*lines, "", on, "", sentence(record["conditions"])])
 
 
 def _interval(ci95: list[float], digits: int) -> str:
