@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from pwopt.errors import PwoptError, VerificationError
 from pwopt.graph import Written
+from pwopt.passes import Canonicalise
 from pwopt.remark import Fact, Kind, Remark, Verdict
 from pwopt.runtime import Comparison, Latency
 from pwopt.tuning.pipeline import Ruling, Rulings
@@ -47,6 +48,7 @@ margin, for it is a roofline and knows no kernel."""
 _WORTH_A_FLIP = 0.9
 """What lost more than this is not looked at again beside other rewrites."""
 _DONE = "nothing left to try"
+_TAKEN_BACK = "; what was slower against the original was taken back"
 _CERTAIN = 1000.0
 """Stands for the speedup over a model that does not run."""
 _CONFIRMING = 0.04
@@ -652,10 +654,20 @@ class _Search:
         return best
 
     def _confirm(self, base: Build, best: Build) -> Found:
-        """Against the original, carefully; fall back to the canonicalised model, or to nothing."""
+        """Against the original, carefully; what makes it slower after all is found and taken back.
+
+        Falls back to the canonicalised model, or to nothing.
+        """
         if not best.is_changed:
             return Found(None, self.rulings, None, f"{self.end}; there is nothing to change")
         comparison = self._against_original(best)
+        while _is_loss(comparison):
+            without = self._without_guilty(best)
+            if without is None:
+                break
+            best, self.rulings = without, without.rulings
+            self.end = f"{self.end.removesuffix(_TAKEN_BACK)}{_TAKEN_BACK}"
+            comparison = self._against_original(best)
         if not _is_loss(comparison):
             return Found(best, self.rulings, comparison, self.end)
         if base.is_changed and best.written.sha256 != base.written.sha256:
@@ -665,6 +677,35 @@ class _Search:
                 return Found(base, base.rulings, comparison, reason)
         reason = f"{self.end}; no model was as fast as the original"
         return Found(None, self.rulings, comparison, reason)
+
+    def _without_guilty(self, best: Build) -> Build | None:
+        """*best* without the group of the first rewrite that makes it slower than the original.
+
+        Found by bisection over the ordinals; ``None`` if there is none, or no time.
+        """
+        self.slot = self.deadline
+        if self.rulings.limit is not None or not best.applied or not self._time_left():
+            return None
+        if self._is_slow_up_to(best, 0):
+            return None
+        worst = first_bad(best.proposed, partial(self._is_slow_up_to, best))
+        guilty = next(r for r in best.remarks if r.ordinal == worst)
+        if guilty.kind is not Kind.APPLIED or guilty.pass_name == Canonicalise.name:
+            return None
+        group = (guilty.pass_name, str(guilty.facts["signature"]))
+        refused = Ruling(Verdict.REJECTED_SLOWER, facts={"measured": "against the original"})
+        return self._build(_with_group(best.rulings, group, refused))
+
+    def _is_slow_up_to(self, best: Build, limit: int) -> bool:
+        """Whether *best* with its first *limit* rewrites alone is slower than the original."""
+        build = self.bench.build(replace(best.rulings, limit=limit))
+        label = "timing what does not add up"
+        original = self.bench.original
+        try:
+            part = self.bench.compare(original, build.written, self.budget.trial, label)
+        except PwoptError as error:
+            part = self._forfeited(original, build.written, error)
+        return _is_loss(part)
 
     # -- helpers -------------------------------------------------------------------------------
 

@@ -273,9 +273,34 @@ def test_gains_that_do_not_add_up_fall_back_to_the_canonicalised_model() -> None
 
     bench = Interacting([("p", "g", ONE)], [], {"p/g/default": 0.9})
     found = run(bench)
-    assert found.build is not None
     assert kept(found) == set()
-    assert "did not add up" in found.reason
+    assert "was taken back" in found.reason
+    in_a_hurry = search(cast("Workbench", bench), Effort.QUICK, Rulings(), time_limit_s=0)
+    assert kept(in_a_hurry) == set()
+    assert "did not add up" in in_a_hurry.reason
+
+
+def test_what_makes_the_whole_slower_than_the_original_is_found_and_taken_back() -> None:
+    class Deceiving(SyntheticBench):
+        """Shows what group 3 costs only where the original is on the other side."""
+
+        def compare(
+            self, baseline: Written, candidate: Written, *a: object, **k: object
+        ) -> Comparison:
+            if baseline == self.original and "p/g3/default" in candidate.sha256:
+                self.comparisons += 1
+                return compared(1.0, 1.4 * self.time(candidate.path))
+            return super().compare(baseline, candidate, *a, **k)
+
+    sites: list[Site] = [("p", f"g{i}", ONE) for i in range(8)]
+    bench = Deceiving(sites, [], {f"p/g{i}/default": 0.97 for i in range(8)})
+    found = run(bench, Effort.QUICK)
+    assert kept(found) == {f"p/g{i}/default" for i in range(8) if i != 3}
+    assert found.build is not None
+    assert found.build.remarks[3].reason == Verdict.REJECTED_SLOWER.value
+    assert found.comparison is not None
+    assert found.comparison.speedup > 1
+    assert found.reason.endswith("was taken back")
 
 
 def test_where_nothing_applies_nothing_is_timed() -> None:
