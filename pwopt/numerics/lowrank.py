@@ -280,6 +280,7 @@ def fit(
     moments: Moments,
     *,
     start: Sequence[Array] | None = None,
+    free: Array | None = None,
     sweeps: int = 8,
     steps: int = 16,
 ) -> Factors:
@@ -294,13 +295,15 @@ def fit(
         ranks: as :func:`factor_shapes` takes them.
         moments: what the response is to be close to.
         start: factors to start from.
+        free: ``[O, D]``, the unrestricted kernel, where it is known already.
         sweeps: how often all factors are solved for, at most.
         steps: of conjugate gradients, at most, for each.
     """
     inputs, cross = moments._regularised()
     if method in (Method.CHANNEL_OUT, Method.POINTWISE):
         return _reduced_rank(moments.kernel, ranks[0], inputs, cross)
-    free: Array = np.asarray(np.linalg.solve(inputs, cross.T).T)
+    if free is None:
+        free = np.asarray(np.linalg.solve(inputs, cross.T).T)
     if start is None:
         factors = _truncated(method, free.reshape(moments.kernel), ranks)
     else:

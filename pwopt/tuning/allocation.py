@@ -220,7 +220,10 @@ def _spectrum(station: Station, seen: Gatherer, *, fine: bool) -> _Spectrum:
         kernels = [
             lowrank.compose(
                 form.method,
-                lowrank.fit(form.method, form.ranks, m, sweeps=_SWEEPS, steps=_STEPS),
+                # Targets are the layer's own response: without restriction it stays as it is.
+                lowrank.fit(
+                    form.method, form.ranks, m, free=m.weight, sweeps=_SWEEPS, steps=_STEPS
+                ),
             )
             for m in moments
         ]
