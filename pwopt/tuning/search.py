@@ -319,7 +319,8 @@ class _Search:
         Groups are looked at in the order of their share of the time, so that what matters most is
         decided when time is short. A pass with groups that no window can be cut for, such as
         large regions, or whose windows do not run, is first tried on the whole model; so is one
-        of which no group gains by itself, but some nearly, for sites may help each other.
+        of which no group gains by itself, but some nearly, for sites may help each other. Where
+        some gain, those that nearly do are tried beside them.
         """
         groups = _groups(best, name, Kind.HELD)
         if not groups or self.rulings.limit is not None:
@@ -346,10 +347,16 @@ class _Search:
             best = self._on_whole_model(best, name, uncut)
             if name in best.applied:
                 return best
-        best = self._take(best, gains)
-        if name not in best.applied and name in self.almost:
-            best = self._together(best, name)
-        return best
+        return self._beside(self._take(best, gains), name)
+
+    def _beside(self, best: Build, name: str) -> Build:
+        """What nearly gained by itself, beside what did."""
+        if name not in best.applied:
+            return self._together(best, name) if name in self.almost else best
+        close = self._close(best, name, _ALMOST)
+        if not close or not self._time_left():
+            return best
+        return self._changed(best, close) or best
 
     def _in_window(
         self, group: tuple[str, str], sites: list[Remark], window: Window
@@ -583,11 +590,7 @@ class _Search:
             elif pass_.name in best.applied:
                 found.append([(pass_.name, None, refused)])
         for pass_ in self.bench.lower:
-            close: list[_Decision] = [
-                (pass_.name, g, Ruling(variant=self.rulings.find(*g).variant, facts=facts))
-                for g in _groups(best, pass_.name)
-                if _is_close(self.rulings.find(*g), _WORTH_A_FLIP)
-            ]
+            close = self._close(best, pass_.name, _WORTH_A_FLIP)
             found += [close] if len(close) > 1 else []  # equal or not, they may help each other
             found += [[decision] for decision in close]
             for group in _groups(best, pass_.name, Kind.APPLIED):
@@ -597,6 +600,15 @@ class _Search:
                     found += [[(pass_.name, group, Ruling(variant=v, facts=facts))] for v in others]
                 found.append([(pass_.name, group, refused)])
         return found
+
+    def _close(self, best: Build, name: str, limit: float) -> list[_Decision]:
+        """Taking back in what groups of a lowering pass lost by less than *limit*."""
+        facts: dict[str, Fact] = {"measured": "beside all other rewrites"}
+        return [
+            (name, g, Ruling(variant=self.rulings.find(*g).variant, facts=facts))
+            for g in _groups(best, name)
+            if _is_close(self.rulings.find(*g), limit)
+        ]
 
     def _with_objections(self, rulings: Rulings) -> Rulings:
         """*rulings*, with what was found to be wrong or too large since."""

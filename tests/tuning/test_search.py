@@ -401,7 +401,7 @@ def test_windows_choose_the_form_of_every_group() -> None:
     found = run(bench, Effort.QUICK)
     assert kept(found) == {"low/g1/b", "low/g2/a"}
     assert bench.windows == 6
-    assert bench.comparisons == 3  # all gains together, and the confirmation twice
+    assert bench.comparisons == 4  # all gains together, g3 beside them, the confirmation twice
     assert found.build is not None
     reasons = {r.site: r.reason for r in found.build.remarks}
     assert reasons["g3"] == Verdict.REJECTED_SLOWER.value
@@ -421,6 +421,15 @@ def test_sites_that_gain_only_together_are_tried_together() -> None:
     assert kept(run(bench)) == {"low/g1/default", "low/g2/default"}
     hopeless = windowed(lower, factors, low_g1_default=1.2, low_g2_default=1.2)
     assert kept(run(hopeless)) == set()
+
+
+def test_sites_that_nearly_gain_are_tried_beside_those_that_do() -> None:
+    groups = ("g1", "g2", "g3", "g4")
+    lower: list[Site] = [("low", g, ONE) for g in groups]
+    factors = {f"low/{g}/default": 0.9 for g in groups} | {"low/g4/default": 1.3}
+    alone = {"low_g2_default": 1.02, "low_g3_default": 1.03, "low_g4_default": 1.3}
+    found = run(windowed(lower, factors, **alone), Effort.QUICK)
+    assert kept(found) == {"low/g1/default", "low/g2/default", "low/g3/default"}
 
 
 def test_a_window_that_gains_but_is_wrong_is_left_out() -> None:
