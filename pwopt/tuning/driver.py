@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from pwopt.errors import PwoptError
 from pwopt.graph import Constant, Facts, Model, Node, Rewriter
-from pwopt.passes.contract import Match, Variant
+from pwopt.passes.contract import DEFAULT_VARIANT, Match, Variant
 from pwopt.remark import Decline, Fact, Kind, Remark, Tally, Verdict
 from pwopt.tuning.candidate import AnyPass, Candidate, signature
 
@@ -181,7 +181,8 @@ class Driver:
         )
         chosen = choose(candidate)
         facts: dict[str, Fact] = {"signature": candidate.signature}
-        if len(candidate.variants) > 1:
+        is_one_of_a_kind = candidate.variants == (DEFAULT_VARIANT,)
+        if not is_one_of_a_kind:
             facts["variants"] = [v.name for v in candidate.variants]
         if isinstance(chosen, Verdict):
             self._record(candidate, node, chosen, facts)
@@ -191,7 +192,7 @@ class Driver:
         removed, added = self.rewriter.changes(mark)
         self._assert_well_formed(candidate, added)
         verdict = review(Change(candidate, chosen, removed, added))
-        if len(candidate.variants) > 1:
+        if not is_one_of_a_kind:
             facts["variant"] = chosen.name
         self._record(candidate, node, verdict, facts)
         if verdict is not Verdict.KEPT:

@@ -5,7 +5,7 @@ import pytest
 
 from pwopt.errors import PwoptError
 from pwopt.graph import parse
-from pwopt.passes.contract import Variant
+from pwopt.passes.contract import Match, Variant
 from pwopt.remark import Kind, Tally, Verdict
 from pwopt.tuning.candidate import Candidate
 from pwopt.tuning.driver import Change, Driver
@@ -41,6 +41,20 @@ def test_every_site_ends_in_exactly_one_remark() -> None:
     assert Tally.of([r for r in remarks if r.site in "a keep c d"]) == Tally(1, 1, 1, 1)
     assert ops(driver) == ["Abs", "Relu", "Relu", "Relu"]
     assert [r.ordinal for r in remarks if r.ordinal] == [1, 2, 3]
+
+
+def test_a_single_form_with_a_name_is_named() -> None:
+    """Windows are cut by the names of forms, so a form without one was never timed."""
+
+    class OneWay(Swap):
+        def variants(self, match: Match) -> tuple[Variant, ...]:
+            return super().variants(match)[:1]
+
+    driver = Driver(parse(chain(["a", "b"])))
+    driver.run(OneWay(), lambda c: Verdict.HELD if c.site == "a" else c.variants[0])
+    held, applied = (r.facts for r in driver.ledger.remarks() if r.ordinal)
+    assert held["variants"] == applied["variants"] == ["Abs"]
+    assert applied["variant"] == "Abs"
 
 
 def test_a_refused_change_leaves_no_trace() -> None:
