@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -435,7 +435,7 @@ class _Line:
             return half_with(model, self.half.kept)
         self.progress("converting to fp16", None)
         with self.stages.stage("fp16"):
-            feeds = self._feeds()
+            feeds = self._feeds
             tolerance = self.options.max_error or rounding_floor("float16", model.depth)
             half = convert_to_half(model, feeds, self.target, tolerance)
         self.half = HalfFigures(half.kept, half.nodes)
@@ -455,10 +455,11 @@ class _Line:
 
     def _inputs_alone(self) -> Oracle:
         """Enough for timing a model that was verified before."""
-        return Oracle(self._feeds(), None)
+        return Oracle(self._feeds, None)
 
+    @cached_property
     def _feeds(self) -> list[Feeds]:
-        """What to verify and time with."""
+        """What to verify and time with; read or drawn once."""
         rng = np.random.default_rng(self.options.seed)
         if self.data is None:
             return input_sets(self.source, None, self.target, rng)
@@ -548,7 +549,7 @@ class _Line:
                 return model
             budget = Budget(options.max_accuracy_drop, options.target_speedup)
             budget.allows(self.judge.unchanged())  # complains about metrics without a baseline
-            place = replace(place, feeds=self._feeds())
+            place = replace(place, feeds=self._feeds)
             found = self._factorised_within(model, self.judge, calibration, budget, place)
             if found is None:
                 assert self.factorization is not None
@@ -632,7 +633,7 @@ class _Line:
         self.progress("running the original", None)
         with self.stages.stage("reference"):
             try:
-                feeds = self._feeds()
+                feeds = self._feeds
                 # What is exact is so with regard to the factors.
                 exact = self.source if self.factorised is None else self.factorised.path
                 reference = Reference.of(
@@ -817,7 +818,7 @@ class _Line:
         )
         specs = [p.spec() for part in self._selected() for p in part]
         is_given = self.data is not None and self.options.calibration is not None
-        given = feeds_digest(self._feeds()) if is_given else None
+        given = feeds_digest(self._feeds) if is_given else None
         parts = self.parts and (
             self.parts.calibration and self.parts.calibration.digest,
             self.parts.validation.digest,

@@ -24,6 +24,7 @@ from pwopt.passes.factorize_conv import FactorizeConvMatch, Form, form_cost, for
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import Outputs, open_session
 from pwopt.target import Target
+from pwopt.tuning.candidate import offered_forms
 from pwopt.tuning.pipeline import Ruling, Rulings
 from pwopt.tuning.workbench import Build, Precision, Progress, Workbench, counting
 
@@ -346,18 +347,13 @@ def _saved(
         times = _window_times(bench, build, ours[sites[0]], list(names), label)
         best = 0.0
         if sites[0] in exact:
-            variants = _variants(exact[sites[0]])
+            variants = offered_forms(exact[sites[0]])
             for _, gain, ms in _window_times(bench, build, exact[sites[0]], variants, label):
                 best = max(best, ms if gain > 1 + _LEAST_GAIN else 0.0)
         gains = {names[name]: ms for name, _, ms in times}
         for site in sites:
             found[site] = best, {f: gains[f] for f in wanted[site] if f in gains}
     return found
-
-
-def _variants(remark: Remark) -> list[str]:
-    offered = remark.facts.get("variants")
-    return [str(v) for v in offered] if isinstance(offered, list | tuple) else ["default"]
 
 
 def _window_times(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pwopt.graph import Constant, Facts, Node, Tensor
-from pwopt.passes.contract import Match, Pass, Variant
+from pwopt.passes.contract import DEFAULT_VARIANT, Match, Pass, Variant
+from pwopt.remark import Remark
 
-__all__ = ["AnyPass", "Candidate", "describe", "signature"]
+__all__ = ["AnyPass", "Candidate", "describe", "offered_forms", "signature"]
 
 AnyPass = Pass[Any]
 
@@ -62,3 +63,10 @@ def _describe(node: Node, facts: Facts, numbers: dict[int, int]) -> str:
     reads = [tensor(t) for t in node.inputs]
     writes = [tensor(t) for t in node.outputs]
     return f"{facts.op(node)}{attributes}{reads}{writes};"
+
+
+def offered_forms(remark: Remark) -> list[str]:
+    """Names of the forms that the pass of a candidate's *remark* offers, in its order."""
+    names = remark.facts.get("variants") or [DEFAULT_VARIANT.name]
+    assert isinstance(names, list | tuple)
+    return [str(name) for name in names]

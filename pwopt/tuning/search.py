@@ -20,6 +20,7 @@ from pwopt.graph import Written
 from pwopt.passes import Canonicalise
 from pwopt.remark import Fact, Kind, Remark, Verdict
 from pwopt.runtime import Comparison, Latency
+from pwopt.tuning.candidate import offered_forms
 from pwopt.tuning.pipeline import Ruling, Rulings
 from pwopt.tuning.replay import first_bad
 from pwopt.tuning.window import Window
@@ -47,6 +48,7 @@ _HOPELESS = 3.0
 margin, for it is a roofline and knows no kernel."""
 _WORTH_A_FLIP = 0.9
 """What lost more than this is not looked at again beside other rewrites."""
+_BESIDE: dict[str, Fact] = {"measured": "beside all other rewrites"}
 _DONE = "nothing left to try"
 _TAKEN_BACK = "; what was slower against the original was taken back"
 _CERTAIN = 1000.0
@@ -332,7 +334,7 @@ class _Search:
             if not self._time_left():
                 break
             sites = [r for r in _sites(best, name) if r.facts["signature"] == group[1]]
-            window = self.bench.cut(best, sites[0], _variants_of(sites[0]))
+            window = self.bench.cut(best, sites[0], offered_forms(sites[0]))
             if window is None:
                 uncut.append(group)
                 continue
@@ -369,7 +371,7 @@ class _Search:
             PwoptError: no form of the window runs.
         """
         expected = self.bench.estimate(window)
-        offered = [v for v in _variants_of(sites[0]) if expected.get(v, 1.0) < _HOPELESS]
+        offered = [v for v in offered_forms(sites[0]) if expected.get(v, 1.0) < _HOPELESS]
         if not offered:
             facts: dict[str, Fact] = {"expected": round(1 / min(expected.values()), 4)}
             ruling = Ruling(Verdict.REJECTED_ESTIMATE, facts=facts)
@@ -580,13 +582,12 @@ class _Search:
 
     def _changes(self, best: Build) -> list[list[_Decision]]:
         """Decisions that may be wrong beside the others: drops, returns, other forms."""
-        facts: dict[str, Fact] = {"measured": "beside all other rewrites"}
-        refused = Ruling(Verdict.REJECTED_SLOWER, facts=facts)
+        refused = Ruling(Verdict.REJECTED_SLOWER, facts=_BESIDE)
         found: list[list[_Decision]] = []
         for pass_ in self.bench.simplify:
             ruling = self.rulings.by_pass.get(pass_.name)
             if _is_close(ruling, _WORTH_A_FLIP):
-                found.append([(pass_.name, None, Ruling(facts=facts))])
+                found.append([(pass_.name, None, Ruling(facts=_BESIDE))])
             elif pass_.name in best.applied:
                 found.append([(pass_.name, None, refused)])
         for pass_ in self.bench.lower:
@@ -595,17 +596,18 @@ class _Search:
             found += [[decision] for decision in close]
             for group in _groups(best, pass_.name, Kind.APPLIED):
                 site = next(r for r in _sites(best, pass_.name) if r.facts["signature"] == group[1])
-                others = [v for v in _variants_of(site) if v != site.facts.get("variant")]
-                if len(_variants_of(site)) > 1:
-                    found += [[(pass_.name, group, Ruling(variant=v, facts=facts))] for v in others]
+                others = [v for v in offered_forms(site) if v != site.facts.get("variant")]
+                if len(offered_forms(site)) > 1:
+                    found += [
+                        [(pass_.name, group, Ruling(variant=v, facts=_BESIDE))] for v in others
+                    ]
                 found.append([(pass_.name, group, refused)])
         return found
 
     def _close(self, best: Build, name: str, limit: float) -> list[_Decision]:
         """Taking back in what groups of a lowering pass lost by less than *limit*."""
-        facts: dict[str, Fact] = {"measured": "beside all other rewrites"}
         return [
-            (name, g, Ruling(variant=self.rulings.find(*g).variant, facts=facts))
+            (name, g, Ruling(variant=self.rulings.find(*g).variant, facts=_BESIDE))
             for g in _groups(best, name)
             if _is_close(self.rulings.find(*g), limit)
         ]
@@ -889,10 +891,4 @@ def _is_close(ruling: Ruling | None, least: float) -> bool:
 
 def _variants(build: Build, name: str) -> list[str]:
     """Every form that a pass offers at any of its sites, in the pass's order of preference."""
-    return list(dict.fromkeys(v for site in _sites(build, name) for v in _variants_of(site)))
-
-
-def _variants_of(remark: Remark) -> list[str]:
-    variants = remark.facts.get("variants") or ["default"]
-    assert isinstance(variants, list)
-    return [str(v) for v in variants]
+    return list(dict.fromkeys(v for site in _sites(build, name) for v in offered_forms(site)))
