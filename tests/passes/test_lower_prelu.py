@@ -67,7 +67,7 @@ def test_a_slope_above_one_has_one_form() -> None:
     check(before, after.model)
     (remark,) = after.remarks
     assert remark.facts["largest"] == 1.5
-    assert "variant" not in remark.facts
+    assert remark.facts["variants"] == ["two-slopes"]
 
 
 @pytest.mark.parametrize(
