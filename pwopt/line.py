@@ -204,6 +204,11 @@ class Options:
         """Whether a budget for approximations is given."""
         return self.max_accuracy_drop is not None or self.target_speedup is not None
 
+    @property
+    def chooses(self) -> bool:
+        """Whether one of several approximations is taken because of its accuracy."""
+        return self.max_accuracy_drop is not None and self.calibration is not None
+
 
 @dataclass
 class _Stages:
@@ -486,9 +491,10 @@ class _Line:
             return None  # the oracle meets the same, and says so
         script = options.replay
         if script is not None and script.factorization is not None:
-            self.parts = data.held_out(script.factorization.seed)
+            earlier = script.factorization
+            self.parts = data.held_out(earlier.seed, chooses=earlier.selected_on > 0)
         elif options.judges:
-            self.parts = data.held_out(options.seed)
+            self.parts = data.held_out(options.seed, chooses=options.chooses)
         return data
 
     def _judge(self) -> Judge | None:
@@ -501,18 +507,29 @@ class _Line:
                     f"{len(self.parts.validation)} of the samples of --calibration were held out to"
                     " judge accuracy on."
                 )
-            metric = self.options.metric
-            judge = Judge.of(
-                self.source,
-                self.parts.validation,
-                self.target,
-                metric=parse_metric(metric) if isinstance(metric, str) else metric,
-                seed=self.options.seed,
-                progress=counting(self.progress, "judging the original"),
-            )
-            if self.options.max_accuracy_drop is not None:
-                judge.assert_resolves(self.options.max_accuracy_drop)
-            return judge
+            if self.parts.selection is not None:
+                self.notes.append(
+                    f"{len(self.parts.selection)} of the samples to judge on are there to choose"
+                    f" among factorised models; accuracy is that on the other"
+                    f" {len(self.parts.validation)}."
+                )
+            return self._judge_on(self.parts.validation)
+
+    def _judge_on(self, samples: Samples) -> Judge:
+        assert self.parts is not None
+        metric = self.options.metric
+        judge = Judge.of(
+            self.source,
+            samples,
+            self.target,
+            metric=parse_metric(metric) if isinstance(metric, str) else metric,
+            seed=self.options.seed,
+            progress=counting(self.progress, "judging the original"),
+        )
+        if self.options.max_accuracy_drop is not None:
+            parts = 1 if self.parts.selection is None else 2
+            judge.assert_resolves(self.options.max_accuracy_drop, parts)
+        return judge
 
     def _factorised(self, model: Model, scratch: Path) -> Model:
         """*model* with factors in the place of kernels, if there is a budget for that."""
@@ -566,6 +583,7 @@ class _Line:
         self, model: Model, judge: Judge, calibration: Samples, budget: Budget, place: Place
     ) -> Written | None:
         """The best model within *budget*: that of an earlier run made again, else a new one."""
+        selection = None if self.parts is None else self.parts.selection
         key = (
             "factorization",
             version("pwopt"),
@@ -573,6 +591,7 @@ class _Line:
             self.original.sha256,
             calibration.digest,
             judge.samples.digest,
+            None if selection is None else selection.digest,
             repr(judge.metric),
             repr(budget),
             (place.seed, place.clock, repr(place.fitting)),
@@ -591,8 +610,15 @@ class _Line:
             else:
                 self.factorization = figures
                 return found
+        first = judge if selection is None else self._judge_on(selection)
         found, self.factorization = factorize(
-            model, self.original, judge, calibration, budget, place
+            model,
+            self.original,
+            first,
+            calibration,
+            budget,
+            place,
+            None if selection is None else judge,
         )
         if self.cache is not None:
             self.cache.put(asdict(self.factorization), *key)

@@ -231,10 +231,11 @@ class FactorizedPoint:
     Attributes:
         plan: the form of each convolution that has one, by site: method and ranks.
         predicted_loss: squared error of the outputs relative to their power, as allocated.
-        accuracy: on data held out.
+        accuracy: on data held out, those that points are chosen on.
         speedup: the original's time over its time, with a 95% interval; ``None`` without a clock.
         macs: multiply-accumulates; ``None``: unknown.
         sha256: of its file.
+        final: accuracy on samples that had no part in the choice; ``None``: not looked at.
     """
 
     plan: Mapping[str, str]
@@ -245,6 +246,7 @@ class FactorizedPoint:
     macs: int | None
     size_bytes: int
     sha256: str
+    final: AccuracyFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,8 @@ class FactorizationFigures:
         chosen: number of the point that was gone on with, from 1; ``None``: none was.
         points: accuracy against latency, from the slowest to the fastest.
         failure: why none was chosen, in words.
+        selected_on: how many samples points were chosen on, which are not among those that the
+            result is judged on; 0: accuracy had no part in the choice.
     """
 
     calibration_sha256: str
@@ -266,19 +270,27 @@ class FactorizationFigures:
     chosen: int | None
     points: tuple[FactorizedPoint, ...]
     failure: str | None = None
+    selected_on: int = 0
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FactorizationFigures:
         """What :func:`dataclasses.asdict` made, read back from JSON."""
         points = []
         for point in value["points"]:
-            accuracy = dict(point["accuracy"])
-            accuracy["ci95"] = tuple(accuracy["ci95"])
-            accuracy["also"] = {name: tuple(pair) for name, pair in accuracy["also"].items()}
-            ci95 = None if point["ci95"] is None else tuple(point["ci95"])
-            found = {**point, "accuracy": AccuracyFigures(**accuracy), "ci95": ci95}
+            final = point.get("final")
+            found = {
+                **point,
+                "accuracy": _accuracy_from_json(point["accuracy"]),
+                "ci95": None if point["ci95"] is None else tuple(point["ci95"]),
+                "final": None if final is None else _accuracy_from_json(final),
+            }
             points.append(FactorizedPoint(**found))
         return cls(**{**value, "points": tuple(points)})
+
+
+def _accuracy_from_json(value: Mapping[str, Any]) -> AccuracyFigures:
+    also = {name: tuple(pair) for name, pair in value["also"].items()}
+    return AccuracyFigures(**{**value, "ci95": tuple(value["ci95"]), "also": also})
 
 
 @dataclass(frozen=True)

@@ -83,13 +83,14 @@ class Data:
         """
         return self._samples("validation")
 
-    def held_out(self, seed: int) -> HeldOut:
-        """What to fit to and what to judge on, with no sample in both; see :func:`hold_out`.
+    def held_out(self, seed: int, *, chooses: bool = False) -> HeldOut:
+        """What to fit to, choose and judge on, with no sample in two; see :func:`hold_out`.
 
         Raises:
             UsageError: as :func:`load_samples` and :func:`hold_out`.
         """
-        return hold_out(self.calibration, self.validation, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        return hold_out(self.calibration, self.validation, rng, chooses=chooses)
 
     def input_sets(self, rng: np.random.Generator) -> list[Feeds]:
         """Inputs to verify and time with: a few of the calibration samples, one at a time.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -146,8 +146,12 @@ class Judge:
         """The figures of the original itself."""
         return self._compared(self.baseline)
 
-    def assert_resolves(self, max_drop: float) -> None:
+    def assert_resolves(self, max_drop: float, parts: int = 1) -> None:
         """Check that a drop of *max_drop* can be told from none.
+
+        Args:
+            max_drop: in the metric's unit.
+            parts: equal ones that the samples given were split into; these are one of them.
 
         Raises:
             UsageError: the metric has no baseline to drop from, or a single sample weighs more
@@ -157,10 +161,12 @@ class Judge:
         weight = self.metric.step / len(self.samples)
         if weight <= max_drop or max_drop <= 0:
             return
-        needed = int(np.ceil(self.metric.step / max_drop))
+        needed = parts * int(np.ceil(self.metric.step / max_drop))
+        split = " (as many choose among models)" if parts > 1 else ""
         raise UsageError(
-            f"With {len(self.samples)} samples to judge on, one of them is {weight:.2g} points of"
-            f" {self.metric.name}, more than the {max_drop:g} allowed; give at least {needed}."
+            f"With {len(self.samples)} samples to judge on{split}, one of them is {weight:.2g}"
+            f" points of {self.metric.name}, more than the {max_drop:g} allowed; give at least"
+            f" {needed}."
         )
 
     def _compared(self, scores: Sequence[npt.NDArray[np.float64]]) -> AccuracyFigures:
@@ -189,23 +195,37 @@ class Judge:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Samples in two parts that have none in common.
+    """Samples in parts that have none in common.
 
     Attributes:
         calibration: to fit to; ``None`` if there are none.
         validation: to judge on.
         drawn: whether the latter were split off from the former.
+        selection: to choose among candidates on; ``None`` if nobody does.
     """
 
     calibration: Samples | None
     validation: Samples
     drawn: bool
+    selection: Samples | None = None
 
 
 def hold_out(
-    calibration: Samples | None, validation: Samples | None, rng: np.random.Generator
+    calibration: Samples | None,
+    validation: Samples | None,
+    rng: np.random.Generator,
+    *,
+    chooses: bool = False,
 ) -> HeldOut:
     """Say what to judge on: *validation*, else a half of *calibration*.
+
+    Args:
+        calibration: to fit to, if there are any.
+        validation: to judge on, if there are others.
+        rng: draws.
+        chooses: whether one of several candidates is taken for its accuracy. The figure that won is
+            too good on the samples that it won on, so that a half of those to judge on is for
+            choosing, and the result is judged on the other one.
 
     Raises:
         UsageError: there is neither, too few to split, or some samples are in both.
@@ -219,7 +239,7 @@ def hold_out(
                 " --calibration, or others with --validation."
             )
         held, rest = calibration.split(len(calibration) // 2, rng)
-        return HeldOut(rest, held, drawn=True)
+        return _with_selection(HeldOut(rest, held, drawn=True), rng, chooses=chooses)
     if calibration is not None:
         common = len(_digests(calibration) & _digests(validation))
         if common:
@@ -227,7 +247,20 @@ def hold_out(
                 f"{common} of the {len(validation)} samples to judge on are calibrated with too;"
                 " give others, or leave --validation out: then a half is held out."
             )
-    return HeldOut(calibration, validation, drawn=False)
+    return _with_selection(HeldOut(calibration, validation, drawn=False), rng, chooses=chooses)
+
+
+def _with_selection(parts: HeldOut, rng: np.random.Generator, *, chooses: bool) -> HeldOut:
+    if not chooses:
+        return parts
+    count = len(parts.validation)
+    if count < 2 * _FEWEST:
+        raise UsageError(
+            f"{count} samples to judge on are too few to choose on some and judge on others; give"
+            f" more with {'--calibration' if parts.drawn else '--validation'}."
+        )
+    selection, rest = parts.validation.split(count // 2, rng)
+    return replace(parts, validation=rest, selection=selection)
 
 
 def _digests(samples: Samples) -> set[bytes]:

@@ -208,12 +208,15 @@ def _front_table(figures: FactorizationFigures) -> Table:
         speedup = "not timed"
         if point.speedup is not None and point.ci95 is not None:
             speedup = f"{point.speedup:.3f}x [{point.ci95[0]:.3f}, {point.ci95[1]:.3f}]"
+        accuracy = accuracy_text(replace(point.accuracy, also={}))
+        if point.final is not None:
+            accuracy += f"; in the end {accuracy_text(replace(point.final, also={}))}"
         methods = Counter(name.rpartition("-")[0] for name in point.plan.values())
         table.add_row(
             f"{number}{' (taken)' if number == figures.chosen else ''}",
             speedup,
             figure(point.macs),
-            accuracy_text(replace(point.accuracy, also={})),
+            accuracy,
             ", ".join(f"{count} {method}" for method, count in methods.most_common()),
         )
     return table

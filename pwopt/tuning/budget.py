@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,16 @@ from pwopt.tuning.driver import Driver
 from pwopt.tuning.factorize import Fitting, base_model, fitted, written
 from pwopt.tuning.workbench import Oracle, Precision, Progress, Workbench, counting, silent
 
-__all__ = ["Budget", "Judged", "Outcome", "Place", "factorize", "refactorize", "spend"]
+__all__ = [
+    "Budget",
+    "Judged",
+    "Outcome",
+    "Place",
+    "confirmed",
+    "factorize",
+    "refactorize",
+    "spend",
+]
 
 _TIMING: Final = Precision(9, 201, 2.0)
 _LEAST_SPEEDUP: Final = 1.02
@@ -81,9 +90,10 @@ class Judged:
     Attributes:
         step: its plan and what was predicted.
         written: the model.
-        accuracy: on data held out.
+        accuracy: on the samples that points are chosen on.
         comparison: the original against it; ``None`` without a clock.
         macs, whole_macs: multiplications of the model and of the original; ``None``: unknown.
+        final: accuracy on samples that had no part in the choice; ``None``: not looked at.
     """
 
     step: Step
@@ -92,6 +102,7 @@ class Judged:
     comparison: Comparison | None
     macs: int | None
     whole_macs: int | None
+    final: AccuracyFigures | None = None
 
     @property
     def speedup(self) -> float:
@@ -121,11 +132,13 @@ def spend(
     samples: Samples,
     budget: Budget,
     place: Place,
+    final: Judge | None = None,
 ) -> Outcome:
     """Find the fastest factorised model within *budget*.
 
     The front is bisected: where a model keeps within the budget a faster one is tried, otherwise a
-    slower one.
+    slower one. The one chosen must keep it on the samples of *final*, too, which had no part in
+    that.
     """
     layers = survey(base, bench, samples, place.scratch, place.seed, clock=place.clock)
     whole_macs = model_cost(parse(base), place.target.input_shapes).macs
@@ -135,7 +148,30 @@ def spend(
         whole = bench.compare(bench.original, bench.original, _TIMING, label)
         total = whole.baseline.median_ms
     steps = [s for s in front(layers) if total / max(total - s.saved, 1e-9) >= _LEAST_SPEEDUP]
-    return _Search(base, bench, judge, samples, budget, place, whole_macs, total).run(steps)
+    found = _Search(base, bench, judge, samples, budget, place, whole_macs, total).run(steps)
+    return found if final is None else confirmed(found, budget, final, bench.progress)
+
+
+def confirmed(outcome: Outcome, budget: Budget, final: Judge, progress: Progress) -> Outcome:
+    """*outcome* with a best one that keeps *budget* on the samples of *final*.
+
+    What was chosen is judged first. If it breaks the budget there, the next slower one that kept it
+    before follows. Where a speedup is asked for there is none: it would be too slow.
+    """
+    points, best = list(outcome.points), outcome.best
+    while best is not None:
+        figures = final.figures(best.written.path, counting(progress, "judging finally"))
+        looked_at = replace(best, final=figures)
+        points[points.index(best)] = looked_at
+        if budget.allows(figures):
+            return Outcome(tuple(points), looked_at)
+        slower = [p for p in points[: points.index(looked_at)] if _is_fine(p, budget)]
+        best = slower[-1] if slower and budget.target_speedup is None else None
+    return Outcome(tuple(points), None)
+
+
+def _is_fine(point: Judged, budget: Budget) -> bool:
+    return budget.allows(point.accuracy) and point.is_faster
 
 
 @dataclass(eq=False)
@@ -191,7 +227,7 @@ class _Search:
 
     def _best(self, points: Sequence[Judged]) -> Judged | None:
         """The fastest within the budget, or the first that is fast enough."""
-        fine = [p for p in points if self.budget.allows(p.accuracy) and p.is_faster]
+        fine = [p for p in points if _is_fine(p, self.budget)]
         target = self.budget.target_speedup
         if target is not None:
             fast = [p for p in fine if p.speedup >= target]
@@ -232,6 +268,7 @@ def factorize(
     samples: Samples,
     budget: Budget,
     place: Place,
+    final: Judge | None = None,
 ) -> tuple[Written | None, FactorizationFigures]:
     """Factorise *model* within *budget*.
 
@@ -242,6 +279,7 @@ def factorize(
         samples: calibration data.
         budget: what may be lost.
         place: where and how.
+        final: the same for further data, where the choice depends on what *judge* says.
 
     Returns:
         The model to go on with, ``None`` if none within the budget is faster; and all that was
@@ -271,7 +309,7 @@ def factorize(
         cache=place.cache,
     )
     try:
-        outcome = spend(base, bench, judge, samples, budget, place)
+        outcome = spend(base, bench, judge, samples, budget, place, final)
     finally:
         bench.close()
     if outcome.best is None and budget.target_speedup is not None:
@@ -284,6 +322,7 @@ def factorize(
         None if best is None else outcome.points.index(best) + 1,
         tuple(_point(p) for p in outcome.points),
         None if best is not None else _says(outcome, budget),
+        0 if final is None else len(judge.samples),
     )
     return (None if best is None else best.written), figures
 
@@ -342,6 +381,7 @@ def _point(judged: Judged) -> FactorizedPoint:
         judged.macs,
         judged.written.size_bytes,
         judged.written.sha256,
+        judged.final,
     )
 
 
@@ -358,10 +398,12 @@ def _says(outcome: Outcome, budget: Budget) -> str:
     if not outcome.points:
         return f"{says}; no layer has a form that is faster"
     fine = [p for p in outcome.points if budget.allows(p.accuracy)]
-    best = fine[-1] if fine else outcome.points[0]
-    figures = best.accuracy
+    last = [p for p in outcome.points if p.final is not None]
+    best = last[0] if last else fine[-1] if fine else outcome.points[0]
+    figures = best.final or best.accuracy
     lost = "" if figures.drop is None else f", losing {figures.drop:.3g} {figures.unit}"
+    where = " on the samples that had no part in the choice" if last else ""
     return (
         f"{says}; the closest is {best.speedup:.3g}x as fast with {figures.metric}"
-        f" {figures.optimized:.4g}{lost}"
+        f" {figures.optimized:.4g}{lost}{where}"
     )

@@ -422,3 +422,30 @@ def test_there_must_be_enough_to_hold_out() -> None:
         hold_out(None, None, np.random.default_rng(0))
     with pytest.raises(UsageError, match="3 samples are too few to hold some out"):
         hold_out(samples_of(input=np.zeros((3, 1))), None, np.random.default_rng(0))
+
+
+def test_where_something_is_chosen_the_samples_to_judge_on_are_two_parts() -> None:
+    x, labels = np.arange(40.0)[:, None], np.repeat([0, 1], 20)
+    samples = samples_of(input=x, labels=labels)
+    parts = hold_out(samples, None, np.random.default_rng(0), chooses=True)
+    assert parts.calibration is not None
+    assert parts.selection is not None
+    three = [parts.calibration, parts.selection, parts.validation]
+    assert [len(part) for part in three] == [20, 10, 10]
+    assert sorted(np.concatenate([part.indices for part in three])) == list(range(40))
+    for part in three:
+        assert part.labels is not None
+        assert abs(int((part.labels == 0).sum()) - len(part) // 2) <= 1
+    # What is fitted to does not depend on it.
+    alone = hold_out(samples, None, np.random.default_rng(0))
+    assert alone.selection is None
+    assert alone.calibration is not None
+    assert list(alone.calibration.indices) == list(parts.calibration.indices)
+
+
+def test_there_must_be_enough_to_choose_on() -> None:
+    first, second = samples_of(input=np.zeros((4, 1))), samples_of(input=np.ones((3, 1)))
+    with pytest.raises(UsageError, match=r"3 samples to judge on are too few.*--validation"):
+        hold_out(first, second, np.random.default_rng(0), chooses=True)
+    with pytest.raises(UsageError, match=r"2 samples to judge on are too few.*--calibration"):
+        hold_out(first, None, np.random.default_rng(0), chooses=True)

@@ -114,13 +114,18 @@ def test_a_budget_makes_a_smaller_model_that_keeps_it(finished: Path) -> None:
     factorization = found["factorization"]
     assert found["cost"]["macs"]["after"] < 0.6 * found["cost"]["macs"]["before"]
     assert found["accuracy"]["drop"] <= 5
-    assert found["accuracy"]["samples"] == 40
+    assert found["accuracy"]["samples"] == 20
     assert factorization["samples"] == 60
+    assert factorization["selected_on"] == 20
     taken = factorization["points"][factorization["chosen"] - 1]
+    assert taken["accuracy"]["samples"] == taken["final"]["samples"] == 20
+    assert taken["final"]["drop"] == pytest.approx(found["accuracy"]["drop"])
     assert set(taken["plan"]) == {"n_c", "n_d"}
     macs = [point["macs"] for point in factorization["points"]]
     assert macs == sorted(macs, reverse=True)
-    assert "(taken)" in (finished / "output.txt").read_text()
+    output = (finished / "output.txt").read_text()
+    assert "(taken)" in output
+    assert "20 of the samples to judge on are there to choose" in " ".join(output.split())
 
 
 def test_every_point_can_be_made_again(finished: Path, tmp_path: Path) -> None:
@@ -138,6 +143,9 @@ def test_every_point_can_be_made_again(finished: Path, tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         again = json.loads((folder / "again.json").read_text())
         assert again["cost"]["macs"]["after"] == point["macs"]
+        assert again["accuracy"]["samples"] == 20
+        if point["final"] is not None:
+            assert again["accuracy"]["drop"] == pytest.approx(point["final"]["drop"])
 
 
 def test_other_data_make_no_replay(finished: Path, tmp_path: Path) -> None:
@@ -215,8 +223,23 @@ def test_a_metric_without_a_baseline_has_no_drop(folder: Path) -> None:
 def test_a_speedup_alone_is_met_at_least_loss(folder: Path) -> None:
     result = optimize(folder, "--target-speedup", 1.5)
     assert result.exit_code == 0, result.output
-    macs = report(folder)["cost"]["macs"]
+    found = report(folder)
+    macs = found["cost"]["macs"]
     assert macs["before"] / macs["after"] >= 1.5
+    # Accuracy had no part in the choice, so that all samples judge the result.
+    assert found["accuracy"]["samples"] == 40
+    assert found["factorization"]["selected_on"] == 0
+
+
+def test_too_few_samples_to_choose_and_to_judge_on(folder: Path) -> None:
+    data(folder / "validation.npz", network(2), 3, 2)
+    result = optimize(folder, "--max-accuracy-drop", 50)
+    assert result.exit_code == 1
+    assert "3 samples to judge on are too few to choose on some" in result.output
+    data(folder / "validation.npz", network(2), 30, 2)
+    result = optimize(folder, "--max-accuracy-drop", 5)
+    assert result.exit_code == 1
+    assert "give at least 40" in result.output
 
 
 def test_without_data_to_fit_to_nothing_is_factorised(folder: Path) -> None:
