@@ -12,10 +12,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from pwopt.graph.model import Constant, Model, Node, Shape, Tensor, Variable
 
 __all__ = ["Rewriter"]
+
+_NOTHING = np.empty(0, np.uint8)
 
 Attribute = int | float | str | Sequence[int] | Sequence[float] | np.ndarray[Any, Any]
 
@@ -120,7 +123,17 @@ class Rewriter:
 
     def constant(self, hint: str, values: np.ndarray[Any, Any]) -> Tensor:
         """A new initializer holding *values* (not copied: hand over an array of your own)."""
-        return Constant(self.name(hint), values)
+        return self._constant(self.name(hint), values)
+
+    def _constant(self, name: str, values: np.ndarray[Any, Any] | LazyValues) -> Constant:
+        """A new constant, which lets go of *values* when it is taken back.
+
+        Graphsurgeon's tensors refer to themselves, so that those taken back would hold their
+        values until the garbage collector looks at everything.
+        """
+        tensor = Constant(name, values)
+        self._undo.append(lambda: setattr(tensor, "_values", _NOTHING))
+        return tensor
 
     def add(
         self,
@@ -294,7 +307,7 @@ class Rewriter:
         for tensor, value in zip(list(node.outputs), values, strict=True):
             if value is not None:
                 data = value._values if isinstance(value, Constant) else value
-                self.redirect(tensor, Constant(tensor.name, data))
+                self.redirect(tensor, self._constant(tensor.name, data))
 
     def set_output(self, node: Node, index: int, tensor: Tensor) -> None:
         """Let output *index* of *node* write *tensor*, which has no producer."""

@@ -12,9 +12,11 @@ import importlib
 import importlib.metadata
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import Any, Final, TypeAlias
@@ -42,6 +44,7 @@ __all__ = [
     "readable_error",
     "reference_target",
     "resolve",
+    "return_memory",
     "verification_target",
     "without_capture",
 ]
@@ -267,6 +270,7 @@ class Session:
     def close(self) -> None:
         """Free the model's memory and threads; the session cannot run afterwards."""
         self._session = None
+        return_memory()
 
     def run(self, feeds: Mapping[str, Value]) -> Outputs:
         """Run once and return the outputs in the model's order.
@@ -466,6 +470,7 @@ def open_session(
         raise InvalidModelError(f"{path} does not exist or is not a file.")
     provider.prepare(ort)
     options = _session_options(ort, target, optimized=optimized, profile_to=profile_to)
+    return_memory()
     providers: list[Any] = [] if provider.runtime_name == _CPU else [_CPU]
     if not target.allow_fallback or _can_start(ort, provider):
         providers.insert(0, (provider.runtime_name, checked))
@@ -484,6 +489,26 @@ def open_session(
         problem = provider.diagnose(ort) or f"running: {_short(session.get_providers())}"
         raise _not_started(provider, problem)
     return Session(session, path, target, optimized=optimized, load_seconds=load_seconds)
+
+
+def return_memory() -> None:
+    """Give what this process has freed back to the system, where the C library keeps it.
+
+    A closed session's weights are many blocks, which glibc holds for later: up to three times the
+    model that no other process can use. Takes less than a millisecond if there is nothing.
+    """
+    trim = _find_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _find_trim() -> Callable[[int], object] | None:
+    """The function of glibc, if that is the C library."""
+    if sys.platform != "linux":
+        return None
+    trim: Callable[[int], object] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim
 
 
 def readable_error(error: BaseException) -> str:

@@ -6,8 +6,9 @@ region, so a window reaches to the next convolution or matrix product on each si
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pwopt.errors import InvalidModelError
@@ -22,13 +23,26 @@ from pwopt.tuning.pipeline import run_passes
 if TYPE_CHECKING:
     from pwopt.graph import Model, ModelProto
 
-__all__ = ["Window", "cut_window", "find_match"]
+__all__ = ["Form", "Window", "cut_window", "find_match"]
 
 _ANCHORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 """Operators that a window ends with: their kernels decide the layout around them."""
 _MOST_NODES = 48
 _MOST_ADDED = 400
 """A rewritten window may hold so many nodes more; the taps of a lowered convolution are many."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A window as a model file.
+
+    Attributes:
+        path: the file.
+        seconds: what the analytic model expects it to take; ``None`` if it cannot tell.
+    """
+
+    path: Path
+    seconds: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +56,8 @@ class Window:
     """
 
     digest: str
-    before: Model
-    after: Mapping[str, Model]
+    before: Form
+    after: Mapping[str, Form]
 
 
 def cut_window(
@@ -52,6 +66,7 @@ def cut_window(
     remark: Remark,
     variants: Sequence[str],
     dims: Mapping[str, int],
+    keep: Callable[[Model], Form],
 ) -> Window | None:
     """Cut the site of *remark* out of the driver's model, which stays as it is.
 
@@ -61,6 +76,8 @@ def cut_window(
         remark: names the site.
         variants: the forms to rewrite it in.
         dims: sizes of dynamic dimensions.
+        keep: puts a form away before the next one is made, for together they may be many times
+            as large as the model.
 
     Returns:
         ``None`` if the site is not there any more, or lies between tensors whose types are not
@@ -79,7 +96,7 @@ def cut_window(
         results = [value.name for value in before.graph.output]
         tensors = {t.name: t for node in nodes for t in node.outputs}
         offered = {v.name: v for v in pass_.variants(match)}
-        after: dict[str, Model] = {}
+        after: dict[str, Form] = {}
         for name in variants:
             if name not in offered:
                 continue
@@ -92,8 +109,8 @@ def cut_window(
                 rewriter.rollback(mark)
             if rewritten is None or not _has_ends(rewritten, sources, results):
                 return None
-            after[name] = _tidied(rewritten)
-        return Window(describe(nodes, facts), _tidied(before), after)
+            after[name] = keep(_tidied(rewritten))
+        return Window(describe(nodes, facts), keep(_tidied(before)), after)
     except InvalidModelError:
         return None
 

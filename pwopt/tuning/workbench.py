@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -33,7 +34,7 @@ from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.pipeline import Review, Ruling, Rulings, StopReason, run_passes
-from pwopt.tuning.window import Window, cut_window, find_match
+from pwopt.tuning.window import Form, Window, cut_window, find_match
 
 __all__ = [
     "Build",
@@ -50,6 +51,8 @@ _HALF_WIDTH = 0.005
 """Timing ends when the interval of the ratio is this narrow, on either side."""
 _HOPELESS = 0.9
 """A candidate that loses its first pairs by more is not timed any further."""
+_LARGE_BYTES = 1 << 23
+"""A model that is worth more than the tenths of a second that collecting it takes."""
 
 
 Group: TypeAlias = tuple[str, str]
@@ -126,7 +129,7 @@ class Oracle:
 class Workbench:
     """Everything a search needs at hand. One graph, rewritten and undone; scratch files; sessions.
 
-    Sessions stay open for the original and one other model, since both are compared repeatedly.
+    Sessions stay open for the two models that were compared last, until something is verified.
     The oracle may still be at work while the first model is built.
     """
 
@@ -165,6 +168,7 @@ class Workbench:
         self._sessions: dict[Path, Session] = {}
         self._verified: dict[str, Verification] = {}
         self._cache = cache
+        self._cuttings: Path | None = None
         self._is_interrupted = False
 
     @property
@@ -214,6 +218,7 @@ class Workbench:
             if reference is None:
                 return None
             self.progress("verifying", None)
+            self.close()  # opening them again takes less than their memory is worth
             known = reference.verify(build.written.path)
             self._verified[build.written.sha256] = known
         return known
@@ -330,6 +335,8 @@ class Workbench:
 
     def copies(self) -> Copies | None:
         """What copying inputs to the device and outputs back takes; ``None`` on the CPU."""
+        if self.target.provider == "cpu":  # no need to open a session
+            return None
         session = self._session(self.original.path)
         return measure_copies(session, self.feeds[0], rng=np.random.default_rng(self._seed))
 
@@ -338,10 +345,27 @@ class Workbench:
         return next(p for p in (*self.simplify, *self.lower) if p.name == name)
 
     def cut(self, build: Build, remark: Remark, variants: Sequence[str]) -> Window | None:
-        """A window of *build* around the held candidate that *remark* tells of."""
+        """A window of *build* around the held candidate that *remark* tells of.
+
+        It takes the place of the one that was cut before.
+        """
         self.build(build.rulings)
         dims = concrete_dims(self.driver.model, self.target.input_shapes)
-        return cut_window(self.driver, self.find_pass(remark.pass_name), remark, variants, dims)
+        pass_ = self.find_pass(remark.pass_name)
+        if self._cuttings is not None:
+            shutil.rmtree(self._cuttings)
+        folder = self._cuttings = self._new_folder()
+
+        def keep(model: Model) -> Form:
+            path = folder / f"{len(list(folder.iterdir()))}.onnx"
+            seconds = _seconds(model) if self.target.provider == "cpu" else None
+            is_large = save(model, path, durable=False).size_bytes > _LARGE_BYTES
+            del model
+            if is_large:
+                gc.collect()  # graphs refer to themselves
+            return Form(path, seconds)
+
+        return cut_window(self.driver, pass_, remark, variants, dims, keep)
 
     def by_share(self, build: Build, groups: Sequence[Group]) -> list[Group]:
         """*groups* of equal sites in *build*, those first that all of the sites spend most in.
@@ -372,10 +396,8 @@ class Workbench:
 
         Variants that cannot be estimated are left out; on a device, all are.
         """
-        if self.target.provider != "cpu":
-            return {}
-        before = _seconds(window.before)
-        after = {name: _seconds(model) for name, model in window.after.items()}
+        before = window.before.seconds
+        after = {name: form.seconds for name, form in window.after.items()}
         return {n: s / before for n, s in after.items() if before is not None and s is not None}
 
     def compare_window(
@@ -398,18 +420,14 @@ class Workbench:
         if known is not None:
             return Comparison.from_json(known)
         self.check_interrupted()
-        folder = self._new_folder()
-        paths = []
-        for name, model in (("before", window.before), ("after", window.after[variant])):
-            paths.append(save(model, folder / f"{name}.onnx", durable=False).path)
         bare = replace(self.target, input_shapes={})
-        try:
-            with open_session(paths[0], bare) as before, open_session(paths[1], bare) as after:
-                rng = np.random.default_rng(self._seed)
-                feeds = make_inputs(before.interface.inputs, bare, rng, sets=1)[0]
-                comparison = self._compared(before, after, feeds, precision, label, decide)
-        finally:
-            shutil.rmtree(folder)
+        with (
+            open_session(window.before.path, bare) as before,
+            open_session(window.after[variant].path, bare) as after,
+        ):
+            rng = np.random.default_rng(self._seed)
+            feeds = make_inputs(before.interface.inputs, bare, rng, sets=1)[0]
+            comparison = self._compared(before, after, feeds, precision, label, decide)
         if self._cache is not None:
             self._cache.put(comparison.to_json(), *key)
         return comparison
@@ -422,9 +440,7 @@ class Workbench:
         label: str,
         decide: float | None,
     ) -> Comparison:
-        for path in [
-            p for p in self._sessions if p not in (self.original.path, baseline, candidate)
-        ]:
+        for path in [p for p in self._sessions if p not in (baseline, candidate)]:
             self._sessions.pop(path).close()
         first, second = self._session(baseline), self._session(candidate)
         return self._compared(first, second, self.feeds[0], precision, label, decide)

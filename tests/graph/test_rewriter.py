@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -372,3 +374,19 @@ def test_new_variables_take_after_others() -> None:
     assert isinstance(same, Variable)
     assert (same.dtype, tuple(same.shape)) == (np.float32, (2, 3))
     assert (other.dtype, tuple(other.shape)) == (np.float32, (1, "N"))
+
+
+def test_values_that_were_taken_back_are_freed_at_once() -> None:
+    model = _model()
+    rewriter = Rewriter(model)
+    mark = rewriter.mark()
+    values = [np.zeros(3, np.float32), np.zeros((1, 3), np.float32)]
+    alive = [weakref.ref(array) for array in values]
+    rewriter.set_weight(_node(model, "add"), 1, values.pop())
+    rewriter.freeze(_node(model, "abs"), [values.pop()])
+    gc.disable()
+    try:
+        rewriter.rollback(mark)
+        assert [ref() for ref in alive] == [None, None]
+    finally:
+        gc.enable()

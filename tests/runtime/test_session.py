@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import platform
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
 
 from pwopt.errors import InvalidModelError, RuntimeUnavailableError, UsageError
 from pwopt.runtime import (
@@ -31,6 +35,42 @@ from tests.runtime.fake_runtime import fake_runtime
 from tests.runtime.textual import RELU, write
 
 CPU = Target(threads=1)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc",
+    reason="other C libraries are left to themselves",
+)
+def test_a_closed_session_leaves_no_memory_behind(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    blocks = [f"w{index}" for index in range(400)]  # too small to be mapped one by one
+    nodes = [
+        helper.make_node("Conv", [f"t{i}", name], [f"t{i + 1}"], pads=[1] * 4)
+        for i, name in enumerate(blocks)
+    ]
+    value = partial(helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
+    graph = helper.make_graph(
+        nodes,
+        "deep",
+        [value("t0", shape=[1, 48, 4, 4])],
+        [value("t400", shape=[1, 48, 4, 4])],
+        [numpy_helper.from_array(np.zeros((48, 48, 3, 3), np.float32), n) for n in blocks],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    open_session(path, CPU).close()
+    before = resident_mib()
+    weights = path.stat().st_size / 2**20
+    for _ in range(3):
+        with open_session(path, CPU) as session:
+            session.run({"t0": np.zeros((1, 48, 4, 4), np.float32)})
+            assert resident_mib() > before + weights / 2
+    assert resident_mib() < before + weights / 2
+
+
+def resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def test_importing_pwopt_runtime_loads_neither_runtime_nor_scipy() -> None:
