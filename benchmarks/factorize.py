@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import tempfile
+import time as clock
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -223,6 +225,24 @@ CASES = (
 )
 
 
+class Told:
+    """Says what is going on, and from which second on."""
+
+    def __init__(self) -> None:
+        self.start = clock.perf_counter()
+        self.label = ""
+
+    def __call__(self, label: str, _: float | None) -> None:
+        if label != self.label:
+            print(f"{clock.perf_counter() - self.start:7.1f} s {label}", flush=True)
+        self.label = label
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def named(folder: Path, case: Case) -> Path:
     return folder / case.name.replace(", ", "-").replace(" ", "_")
 
@@ -240,7 +260,7 @@ def main() -> None:
 @click.option("--only", default="", help="Only cases whose name contains this.")
 @click.option("--folder", type=click.Path(path_type=Path), default=FOLDER)
 def make(only: str, folder: Path) -> None:
-    """Factorise and judge."""
+    """Factorise and judge; in a process for each case the memory taken is that case's."""
     folder.mkdir(exist_ok=True)
     for case in chosen(only):
         calibration, validation = case.data()
@@ -258,8 +278,10 @@ def make(only: str, folder: Path) -> None:
             path.with_suffix(".onnx"),
             Target("cpu", THREADS, input_shapes=case.shapes),
             options,
+            Told(),
         )
-        path.with_suffix(".json").write_text(dump(to_json(report)))
+        found = to_json(report) | {"peak_mib": peak_mib()}
+        path.with_suffix(".json").write_text(dump(found))
         assert report.accuracy is not None
         print(f"{case.name}: {accuracy_text(report.accuracy)}", flush=True)
 
@@ -299,11 +321,13 @@ def time(only: str, folder: Path, seconds: float) -> None:
             "params": [cost.params for cost in costs],
             "fitted_to": (found["factorization"] or {"samples": 0})["samples"],
             "points": [
-                {k: point[k] for k in ("speedup", "ci95", "macs", "accuracy")}
+                {k: point[k] for k in ("speedup", "ci95", "macs", "accuracy", "final")}
                 | {"forms": sorted(point["plan"].values())}
                 for point in points
             ],
+            "selected_on": (found["factorization"] or {}).get("selected_on", 0),
             "seconds": found["seconds"]["total"],
+            "peak_mib": found["peak_mib"],
             "conditions": conditions(),
         }
         print(f"{case.name}: {timed.speedup:.3f}x {timed.ci95}", flush=True)
