@@ -233,6 +233,7 @@ class Told:
         self.label = ""
 
     def __call__(self, label: str, _: float | None) -> None:
+        """Take note of the progress of a run."""
         if label != self.label:
             print(f"{clock.perf_counter() - self.start:7.1f} s {label}", flush=True)
         self.label = label

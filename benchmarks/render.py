@@ -447,7 +447,7 @@ def _options_gain(options: dict[str, Any]) -> str:
 def factorize_table(rows: list[dict[str, Any]]) -> str:
     """What was asked, and what came of it; then every model that was fitted and judged."""
     header = ["model", "asked", "MACs", "speedup", "95% interval", "before", "after", "lost"]
-    header += ["95% interval", "judged on", "fitted to"]
+    header += ["95% interval", "judged on", "chosen on", "fitted to", "s", "peak MiB"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in rows:
         found, latency = row["accuracy"], row["latency"]
@@ -456,9 +456,12 @@ def factorize_table(rows: list[dict[str, Any]]) -> str:
         lost = "" if found["drop"] is None else f"{found['drop']:.2f}"
         cells = [row["name"], row["asked"], f"{fewer:.2f}x fewer", f"{latency['speedup']:.3f}"]
         cells += [_interval(latency["ci95"], 3), before, f"{found['optimized']:.2f}", lost]
-        cells += [_interval(found["ci95"], 2), f"{found['samples']}", str(row["fitted_to"])]
+        cells += [_interval(found["ci95"], 2), f"{found['samples']}"]
+        cells += [str(row.get("selected_on") or ""), str(row["fitted_to"])]
+        cells += [f"{row['seconds']:.0f}", f"{row['peak_mib']:.0f}" if "peak_mib" in row else ""]
         lines.append(f"| {' | '.join(cells)} |")
     header = ["model", "layers factorised", "MACs, millions", "speedup", "lost", "95% interval"]
+    header += ["lost in the end", "95% interval"]
     lines += ["", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in rows:
         for point in row["points"]:
@@ -467,6 +470,10 @@ def factorize_table(rows: list[dict[str, Any]]) -> str:
             speedup = "" if point["speedup"] is None else f"{point['speedup']:.3f}"
             cells = [row["name"], str(len(point["forms"])), f"{point['macs'] / 1e6:.3g}", speedup]
             cells += [f"{lost:.2f}", _interval(found["ci95"], 2)]
+            last = point.get("final")
+            cells += (
+                ["", ""] if last is None else [f"{last['drop']:.2f}", _interval(last["ci95"], 2)]
+            )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, *_conditions(rows)])
 
