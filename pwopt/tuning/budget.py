@@ -293,10 +293,12 @@ def factorize(
     oracle.set_result(Oracle(place.feeds, None))
     driver = Driver(parse(base))
     driver.rewriter.infer_shapes()
+    folder = place.scratch / "factorising"  # the next workbench counts its files from one, too
+    folder.mkdir()
     bench = Workbench(
         driver,
         original,
-        place.scratch,
+        folder,
         oracle,
         place.target,
         simplify=(),

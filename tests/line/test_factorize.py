@@ -16,6 +16,8 @@ from pwopt import line
 from pwopt.cli import main
 from pwopt.numerics import lowrank
 from pwopt.numerics.lowrank import Method
+from pwopt.tuning import allocation, budget
+from pwopt.tuning.workbench import Precision
 from tests.passes.harness import model, node, run_unoptimized
 
 CHANNELS = 8
@@ -242,6 +244,19 @@ def test_too_few_samples_to_choose_and_to_judge_on(folder: Path) -> None:
     result = optimize(folder, "--max-accuracy-drop", 5)
     assert result.exit_code == 1
     assert "give at least 40" in result.output
+
+
+def test_the_search_for_exact_rewrites_goes_on_from_factors_that_were_timed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasty = Precision(3, 4, 0.01)
+    monkeypatch.setattr(allocation, "_WINDOW", hasty)
+    monkeypatch.setattr(budget, "_TIMING", hasty)
+    timed = ("--effort", "quick", "--time-limit", 1)
+    result = optimize(folder, "--max-accuracy-drop", 50, *timed)
+    assert result.exit_code == 0, result.output
+    points = report(folder)["factorization"]["points"]
+    assert all(point["speedup"] is not None for point in points)
 
 
 def test_without_data_to_fit_to_nothing_is_factorised(folder: Path) -> None:
