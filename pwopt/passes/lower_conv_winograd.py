@@ -14,7 +14,7 @@ import numpy as np
 from pwopt.errors import UsageError
 from pwopt.graph import ConvFacts, Dim, Facts, Node, Rewriter, Tensor
 from pwopt.numerics.winograd import minimal_filtering
-from pwopt.passes._emitter import Emitter
+from pwopt.passes._emitter import Emitter, times
 from pwopt.passes.contract import Match, Pass, Variant
 from pwopt.remark import Decline, Exactness
 
@@ -71,6 +71,9 @@ _FEW_TILES: Final = 8
 _CACHED_BYTES: Final = 2 << 20
 """A transformed input beyond this is better made and used band by band."""
 
+_USUAL_SIZE: Final = 128
+"""What a height or width that is not known is taken for: networks for any size get large images."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -92,7 +95,7 @@ class LowerConvWinogradMatch(Match):
 
     conv: ConvFacts
     activation: Node | None
-    size: tuple[int, int]
+    size: tuple[Dim, Dim]
     plans: tuple[Plan, ...]
 
 
@@ -106,8 +109,10 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         pads go into these. Then one grouped ``Conv`` with a group per tap, whose kernel is 1 along
         transformed axes; ``Reshape``; ``Gemm`` with A^T (``MatMul`` unless the batch is 1); and
         tiles into place by ``DepthToSpace``, or by ``Transpose`` of whole rows where the height
-        alone is transformed; ``Slice`` if the last tiles are partial. The bias is spread over
-        the taps such that A^T gives it back to every output. All up to the Reshape are
+        alone is transformed; ``Slice`` if the last tiles are partial. Height and width need not be
+        known: then end pads are such that there are as many tiles as any size takes, and the
+        ``Slice`` cuts to a computed size, as does one ``Reshape`` where both are open. The bias is
+        spread over the taps such that A^T gives it back to every output. All up to the Reshape are
         convolutions of aligned channels, so they stay in ONNX Runtime's blocked layout. An
         activation that is the only reader moves behind the Gemm, with which it fuses. *2d*
         transforms both axes, *1d* the first one whose kernel is larger than 1. *2d-bands* does
@@ -131,10 +136,11 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
 
     Declines when:
         the Conv has not two spatial axes, is pointwise, has strides, groups or dilations; weight
-        or bias are computed or may be overridden; the type is not float32; height or width are
-        not known, or pads follow from them; there are too few channels for the transforms to
+        or bias are computed or may be overridden; the type is not float32; pads follow from a
+        height or width that is not known; there are too few channels for the transforms to
         pay; the kernel is too large for any tile whose errors fp32 can bear; the opset is older
-        than 8; the options exclude all that applies.
+        than 8, or than 10 where height or width are not known; the options exclude all that
+        applies.
 
     Exactness:
         ROUNDING. The function is the same in real arithmetic; fp32 rounding errors grow by about
@@ -211,8 +217,10 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         size = _output_size(conv, facts)
         if size is None:
             return Decline(self.Why.UNKNOWN_SPATIAL_SIZE)
-        if min(size) < 1:
+        if any(isinstance(n, int) and n < 1 for n in size):
             return Decline(self.Why.EMPTY_DIMENSION)
+        if not _is_known(size) and not facts.has_op("Slice", since=10):
+            return Decline(self.Why.OPSET_TOO_OLD, {"opset": facts.opset, "needed": 10})
         plans = self._plans(conv)
         if not plans:
             return Decline(self.Why.NO_SUCH_FORM, {"kernel": conv.kernel})
@@ -306,8 +314,14 @@ class _Lowering(Emitter):
         self.filters = {a: minimal_filtering(plan.tile, match.conv.kernel[a]) for a in plan.axes}
         self.taps = math.prod(f.size for f in self.filters.values())
         self.grid = tuple(
-            -(-n // plan.tile) if a in plan.axes else n for a, n in enumerate(match.size)
+            n if a not in plan.axes else -(-n // plan.tile) if isinstance(n, int) else None
+            for a, n in enumerate(match.size)
         )
+        # Where neither height nor width are known, one of them is left to a Reshape.
+        self.is_open = not any(isinstance(n, int) for n in self.grid)
+        one = (0, 1) if plan.axes == (1,) else (1, 2)
+        self.open_axes = (0, 2) if plan.form is Form.TWO else one
+        self.open_sizes: Tensor | None = None
         self.batch = (self.facts.shape(match.conv.input) or (None,))[0]
         self.lead = 1 if self.batch == 1 else 0
 
@@ -315,8 +329,10 @@ class _Lowering(Emitter):
         conv = self.conv
         result = conv.output if self.activation is None else self.activation.outputs[0]
         self.rewriter.remove(conv.node)
+        # At first, for else the input would have to stay for the sake of its size.
+        ends = self.ends()
         y = self.by_bands() if self.form is Form.BANDS else self.at_once()
-        self.cropped(y)
+        self.cropped(y, ends)
         self.finish(result)
 
     def at_once(self) -> Tensor:
@@ -333,9 +349,9 @@ class _Lowering(Emitter):
         y = self.products(x, self.weight(kernel, self.weight_transform()), bias, kernel, pads)
         if self.axes == (1,):
             y = self.activated(self.side_by_side(y, self.output_transform()))
-            full = (conv.cout, self.grid[0], self.grid[1] * self.tile)
-            return self.reshape(y, (self.lead, *full), (self.batch, *full))
-        y = self.reshape_image(y, (self.taps, conv.cout * math.prod(self.grid)))
+            full = (conv.cout, self.grid[0], times(self.grid[1], self.tile))
+            return self.laid_out(y, full)
+        y = self.reshape_image(y, (self.taps, _product(conv.cout, *self.grid)))
         return self.interleaved(self.activated(self.combined(y, self.output_transform())))
 
     def by_bands(self) -> Tensor:
@@ -348,7 +364,7 @@ class _Lowering(Emitter):
         rows, columns = (self.filters[axis] for axis in self.axes)
         band = [self.grid[0], extent[1]]
         transform = self.weight_transform().reshape(-1, columns.size, rows.size)
-        flat = conv.cout * self.grid[0] * self.grid[1] * self.tile
+        flat = _product(conv.cout, *self.grid, self.tile)
         parts = []
         for p in range(rows.size):
             x = self.filtered(conv.input, conv.cin, extent, 0, p)
@@ -361,12 +377,12 @@ class _Lowering(Emitter):
         shape: list[Dim] = [rows.size, flat] if self.batch == 1 else [self.batch, rows.size, flat]
         y = self.emit("Concat", parts, shape, {"axis": len(shape) - 2})
         y = self.activated(self.combined(y, rows.output_array))
-        return self.rows_in_place(y, (conv.cout * self.grid[0], self.grid[1] * self.tile))
+        return self.rows_in_place(y, self.tile)
 
     # -- the steps -----------------------------------------------------------------------------
 
     def transformed(
-        self, x: Tensor, channels: int, extent: Sequence[int], axis: int
+        self, x: Tensor, channels: int, extent: Sequence[Dim], axis: int
     ) -> tuple[Tensor, int]:
         """B^T along *axis*: ``[N, taps * C, ...]`` with the taps outermost."""
         size = self.filters[axis].size
@@ -376,11 +392,15 @@ class _Lowering(Emitter):
         return self.emit("Concat", parts, shape, {"axis": 1}), channels * size
 
     def filtered(
-        self, x: Tensor, channels: int, extent: Sequence[int], axis: int, tap: int
+        self, x: Tensor, channels: int, extent: Sequence[Dim], axis: int, tap: int
     ) -> Tensor:
         """One row of B^T along *axis*: a depthwise convolution with a stride of one tile."""
-        row, grid = self.filters[axis].input_array[tap], self.grid[axis]
-        kernel, pads = _window(row, self.pads()[axis], extent[axis], grid, self.tile)
+        row, grid, size = self.filters[axis].input_array[tap], self.grid[axis], extent[axis]
+        begin, end = self.pads()[axis], self.pads()[axis + 2]
+        if isinstance(size, int) and isinstance(grid, int):
+            kernel, pads = _window(row, begin, size, grid, self.tile)
+        else:
+            kernel, pads = _open_window(row, begin, end + self.tile - 1)
         kernel = kernel.reshape((1, 1, -1, 1) if axis == 0 else (1, 1, 1, -1))
         attributes: dict[str, int | Sequence[int]] = {
             "group": channels,
@@ -413,7 +433,10 @@ class _Lowering(Emitter):
             "pads": pads,
         }
         operands = [x, weight] if bias is None else [x, weight, bias]
-        return self.emit("Conv", operands, (self.batch, channels[0], *self.grid), attributes)
+        y = self.emit("Conv", operands, (self.batch, channels[0], *self.grid), attributes)
+        if self.is_open and self.open_sizes is None:
+            self.open_sizes = self.sizes(y, *self.open_axes)
+        return y
 
     def combined(self, y: Tensor, matrix: Array) -> Tensor:
         """A^T on the taps, the outer axis of *y* (behind the batch, if that is not 1)."""
@@ -425,7 +448,7 @@ class _Lowering(Emitter):
 
     def side_by_side(self, y: Tensor, matrix: Array) -> Tensor:
         """A^T on the taps, the outer axis of *y*, with the outputs as the innermost one."""
-        taps, columns = matrix.shape[1], self.conv.cout * math.prod(self.grid)
+        taps, columns = matrix.shape[1], _product(self.conv.cout, *self.grid)
         weight = self.rewriter.constant(f"{self.name}/output", matrix.T.astype(np.float32))
         y = self.reshape_image(y, (taps, columns))
         if self.batch == 1:
@@ -446,30 +469,87 @@ class _Lowering(Emitter):
         """Tiles, the outer axis, into place along the height and what else is transformed."""
         cout, grid, m = self.conv.cout, self.grid, self.tile
         if self.axes == (0,):
-            return self.rows_in_place(y, (cout * grid[0], grid[1]))
-        stacked = (m * m * cout, *grid)
-        y = self.reshape(y, (self.lead, *stacked), (self.batch, *stacked))
-        shape = (self.batch, cout, grid[0] * m, grid[1] * m)
+            return self.rows_in_place(y, 1)
+        y = self.laid_out(y, (m * m * cout, grid[0], grid[1]))
+        shape = (self.batch, cout, times(grid[0], m), times(grid[1], m))
         return self.emit("DepthToSpace", [y], shape, {"blocksize": m})
 
-    def rows_in_place(self, y: Tensor, plane: tuple[int, int]) -> Tensor:
-        """From ``[tile, rows, width]`` to ``[N, Cout, rows / Cout * tile, width]``."""
-        split = (self.tile, *plane)
-        y = self.reshape(y, (self.lead, *split), (self.batch, *split))
+    def rows_in_place(self, y: Tensor, step: int) -> Tensor:
+        """From ``[tile, rows, width]`` to ``[N, Cout, rows / Cout * tile, width]``.
+
+        Args:
+            y: in this order, whatever its shape.
+            step: pixels that a position along the width stands for.
+        """
+        cout, grid, m = self.conv.cout, self.grid, self.tile
+        width = times(grid[1], step)
+        y = self.laid_out(y, (m, times(grid[0], cout), width), step)
         y = self.transpose(y, 0, 2, 1, 3)
-        full = (self.conv.cout, self.grid[0] * self.tile, plane[1])
-        return self.reshape(y, (self.lead, *full), (self.batch, *full))
+        full = (cout, times(grid[0], m), width)
+        dims = (self.lead, cout, _or(-1, full[1]), _or(0, width))
+        return self.reshape(y, dims, (self.batch, *full))
 
-    def reshape_image(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def laid_out(self, y: Tensor, shape: tuple[int, Dim, Dim], step: int = 1) -> Tensor:
+        """The images of *y* as *shape*, which has to be computed if two of it are not known.
+
+        Args:
+            y: its batch is in front unless it is 1.
+            shape: of an image.
+            step: pixels that a position along the width stands for.
+        """
+        known = (self.batch, *shape)
+        if not self.is_open:
+            return self.reshape(y, (self.lead, *(_or(-1, n) for n in shape)), known)
+        sizes = self.open_sizes
+        assert sizes is not None
+        if step > 1:
+            factor = self.integers("step", [step])
+            sizes = self.emit("Mul", [sizes, factor], sizes.shape, like=sizes)
+        first, end = self.open_axes
+        parts = [self.integers("shape", [self.lead, shape[0], -1][: first + 2]), sizes]
+        if end == 1:
+            parts.append(self.integers("rest", [-1]))
+        dims = self.emit("Concat", parts, (4,), {"axis": 0}, like=sizes)
+        return self.emit("Reshape", [y, dims], known)
+
+    def reshape_image(self, y: Tensor, shape: tuple[Dim, ...]) -> Tensor:
         """What belongs to one image as *shape*; the batch stays in front unless it is 1."""
+        dims = [_or(-1, n) for n in shape]
         if self.batch == 1:
-            return self.reshape(y, shape, shape)
-        return self.reshape(y, (0, *shape), (self.batch, *shape))
+            return self.reshape(y, dims, shape)
+        return self.reshape(y, (0, *dims), (self.batch, *shape))
 
-    def cropped(self, y: Tensor) -> Tensor:
+    def ends(self) -> Tensor | None:
+        """Where the output ends along the axes that are cut, computed; ``None`` if constant."""
+        if all(isinstance(self.size[a], int) for a in self.axes):
+            return None
+        first, last = self.axes[0], self.axes[-1]
+        conv, pads = self.conv, self.pads()
+        ends = self.sizes(conv.input, first, last + 1)
+        more = [pads[a] + pads[a + 2] + 1 - conv.kernel[a] for a in self.axes]
+        if not any(more):
+            return ends
+        return self.emit("Add", [ends, self.integers("more", more)], ends.shape, like=ends)
+
+    def cropped(self, y: Tensor, ends: Tensor | None) -> Tensor:
         """Without what the last tiles have too many."""
-        surplus = {a + 2: self.grid[a] * self.tile - self.size[a] for a in self.axes}
-        return self.drop_ends(y, surplus, (self.batch, self.conv.cout, *self.size))
+        shape = (self.batch, self.conv.cout, *self.size)
+        if ends is None:
+            surplus = {a + 2: -_or(0, self.size[a]) % self.tile for a in self.axes}
+            return self.drop_ends(y, surplus, shape)
+        starts = self.integers("starts", [0] * len(self.axes))
+        axes = self.integers("axes", [a + 2 for a in self.axes])
+        return self.emit("Slice", [y, starts, ends, axes], shape)
+
+    def sizes(self, x: Tensor, first: int, end: int) -> Tensor:
+        """The sizes of the image *x* along the axes of space from *first* to before *end*."""
+        start, end, count = first + 2, end + 2, (end - first,)
+        axes = self.integers("axes", [0])
+        if self.facts.has_op("Shape", since=15):
+            return self.emit("Shape", [x], count, {"start": start, "end": end}, like=axes)
+        shape = self.emit("Shape", [x], (4,), like=axes)
+        bounds = [self.integers("starts", [start]), self.integers("ends", [end]), axes]
+        return self.emit("Slice", [shape, *bounds], count, like=axes)
 
     def activated(self, y: Tensor) -> Tensor:
         activation = self.activation
@@ -566,9 +646,12 @@ class _Lowering(Emitter):
         assert self.conv.pads is not None
         return self.conv.pads
 
-    def input_size(self) -> list[int]:
+    def input_size(self) -> list[Dim]:
         pads, kernel = self.pads(), self.conv.kernel
-        return [self.size[a] + kernel[a] - 1 - pads[a] - pads[a + 2] for a in (0, 1)]
+        return [
+            n + kernel[a] - 1 - pads[a] - pads[a + 2] if isinstance(n, int) else None
+            for a, n in enumerate(self.size)
+        ]
 
 
 def _member(kind: type[E], key: str, value: str) -> E:
@@ -589,13 +672,13 @@ def _amplification(plan: Plan, kernel: tuple[int, ...]) -> float:
     return math.prod(minimal_filtering(plan.tile, kernel[a]).amplification for a in plan.axes)
 
 
-def _by_promise(plans: tuple[Plan, ...], cin: int, size: tuple[int, int]) -> tuple[Plan, ...]:
+def _by_promise(plans: tuple[Plan, ...], cin: int, size: tuple[Dim, Dim]) -> tuple[Plan, ...]:
     """In the order that shapes like this mostly have: the tuner stops behind a leader.
 
     Where there are few tiles, the weights of many taps are read for little; where there are many,
     what is transformed does not stay in a cache.
     """
-    tiles = math.prod(-(-n // 4) for n in size)
+    tiles = math.prod(-(-_or(_USUAL_SIZE, n) // 4) for n in size)
     if tiles < _FEW_TILES:
         order = ["2d-f2", "1d-f4", "2d-f4"]
     elif 36 * 4 * cin * tiles > _CACHED_BYTES:
@@ -606,16 +689,34 @@ def _by_promise(plans: tuple[Plan, ...], cin: int, size: tuple[int, int]) -> tup
     return tuple(sorted(plans, key=lambda plan: ranks.get(plan.name, len(ranks))))
 
 
-def _output_size(conv: ConvFacts, facts: Facts) -> tuple[int, int] | None:
-    """Output height and width, from the input's; at stride 1."""
-    shape = facts.shape(conv.input)
-    if shape is None or conv.pads is None:
+def _output_size(conv: ConvFacts, facts: Facts) -> tuple[Dim, Dim] | None:
+    """Output height and width, from the input's; at stride 1. ``None`` if pads are not known."""
+    if conv.pads is None:
         return None
-    height, width = shape[2:]
-    if not isinstance(height, int) or not isinstance(width, int):
-        return None
+    before = (facts.shape(conv.input) or (None,) * 4)[2:]
     pads, kernel = conv.pads, conv.kernel
-    return height + pads[0] + pads[2] - kernel[0] + 1, width + pads[1] + pads[3] - kernel[1] + 1
+    height, width = (_plus(n, pads[a] + pads[a + 2] - kernel[a] + 1) for a, n in enumerate(before))
+    return height, width
+
+
+def _plus(dim: Dim, more: int) -> Dim:
+    if more == 0:
+        return dim
+    return dim + more if isinstance(dim, int) else None
+
+
+def _product(*dims: Dim) -> Dim:
+    known = [n for n in dims if isinstance(n, int)]
+    return math.prod(known) if len(known) == len(dims) else None
+
+
+def _or(default: int, dim: Dim) -> int:
+    """*dim* where it is known."""
+    return dim if isinstance(dim, int) else default
+
+
+def _is_known(size: tuple[Dim, Dim]) -> bool:
+    return all(isinstance(n, int) for n in size)
 
 
 def _window(
@@ -635,3 +736,15 @@ def _window(
     first, end = min(int(used[0]), pad), int(used[-1]) + 1
     reach = (grid - 1) * tile + end - pad
     return row[first:end], (pad - first, max(reach - extent, 0))
+
+
+def _open_window(row: Array, begin: int, end: int) -> tuple[Array, tuple[int, int]]:
+    """The same where the input's size is not known.
+
+    With pads of *begin* and *end* a window of the whole row stands on as many tiles as any size
+    takes; what its ends have zeros is taken from both.
+    """
+    used = np.flatnonzero(row)
+    first = min(int(used[0]), begin)
+    last = min(len(row) - 1 - int(used[-1]), end)
+    return row[first : len(row) - last], (begin - first, end - last)

@@ -95,13 +95,16 @@ def lower(spec: Spec, variant: str, weights: str = "file") -> Outcome:
 
 def run_optimized(proto: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
     """The output with all of the runtime's optimizations: folded weights, blocked layout."""
+    return np.asarray(open_optimized(proto).run(["y"], feeds)[0])
+
+
+def open_optimized(proto: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
-    session = ort.InferenceSession(
+    return ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return np.asarray(session.run(["y"], feeds)[0])
 
 
 def optimized(proto: onnx.ModelProto, path: Any, level: str) -> onnx.ModelProto:
@@ -223,6 +226,105 @@ def convs(outcome: Outcome) -> list[onnx.NodeProto]:
     return [n for n in outcome.model.graph.node if n.op_type == "Conv"]
 
 
+# -- sizes that are not known --------------------------------------------------------------------
+
+OPEN_DIMS: tuple[tuple[int | str, ...], ...] = (
+    (1, 16, "H", 11),
+    (1, 16, 10, "W"),
+    (1, 16, "H", "W"),
+    ("N", 16, 10, 11),
+    ("N", 16, "H", 11),
+    (2, 16, 10, "W"),
+    ("N", 16, "H", "W"),
+)
+RUNS = ({"N": 2, "H": 12, "W": 24}, {"N": 1, "H": 13, "W": 5}, {"N": 3, "H": 3, "W": 2})
+"""Whole tiles of 4 and 6, parts of tiles, less than a tile."""
+
+
+@pytest.mark.parametrize("opset", [10, 14, 15, 22])
+@pytest.mark.parametrize("dims", OPEN_DIMS)
+@pytest.mark.parametrize("variant", SQUARE)
+def test_sizes_that_are_not_known(variant: str, dims: tuple[int | str, ...], opset: int) -> None:
+    check(Spec(dims=dims, opset=opset, activation="Relu"), variant, "session", *RUNS)
+
+
+@pytest.mark.parametrize("variant", SQUARE)
+def test_open_sizes_with_pads_of_every_width(variant: str) -> None:
+    for pads in [None, (2, 0, 1, 3), (0, 4, 5, 0), (5, 0, 7, 4)]:
+        spec = Spec(dims=(1, 16, "H", "W"), pads=pads)
+        check(spec, variant, "file", *RUNS[:2], {"H": 3, "W": 4})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "variant"),
+    [
+        ((1, 3), "1d-f4"),
+        ((3, 1), "1d-f6"),
+        ((3, 1), "1d-f4"),
+        ((1, 7), "1d-f2"),
+        ((5, 5), "2d-f2"),
+        ((3, 5), "1d-f4"),
+        ((2, 2), "2d-f4"),
+    ],
+)
+@pytest.mark.parametrize("dims", OPEN_DIMS)
+def test_open_sizes_of_other_kernels(
+    kernel: tuple[int, int], variant: str, dims: tuple[int | str, ...]
+) -> None:
+    runs = [{"N": n, "H": h, "W": w} for n, h, w in ((2, 12, 24), (1, 9, 7), (1, 7, 13))]
+    check(Spec(dims=dims, kernel=kernel, pads=(0, 1, 2, 3)), variant, "session", *runs)
+
+
+def _shapeless(**attributes: Any) -> onnx.ModelProto:
+    """A convolution of something of which not even the number of dimensions is known."""
+    return model(
+        [node("Squeeze", ["x"], ["s"]), node("Conv", ["s", "w", "b"], ["y"], **attributes)],
+        {"x": [1, "N", 16, "H", "W"]},
+        {"y": [None] * 4},
+        Spec().weights(),
+    )
+
+
+@pytest.mark.parametrize("variant", SQUARE)
+def test_an_input_of_unknown_shape(variant: str) -> None:
+    form, tile = variant.split("-f")
+    proto = _shapeless(pads=[1, 1, 1, 1])
+    out = run_pass(LowerConvWinograd(form, int(tile)), proto)
+    assert out.applied == 1
+    for sizes in ({"N": 2, "H": 8, "W": 9}, {"N": 3, "H": 3, "W": 17}):
+        rng = np.random.default_rng(2)
+        assert_same_outputs(proto, out.model, rng, factor=3, **sizes)
+
+
+def test_shapes_are_computed_where_they_have_to_be() -> None:
+    """Where -1 is enough, or pads leave the size as it is, nothing is added."""
+    arithmetic = {"Shape", "Slice", "Concat", "Add", "Mul", "Reshape"}
+
+    def tail(variant: str, *dims: int | str, **more: Any) -> list[str]:
+        out = lower(Spec(dims=dims, **more), variant)
+        return [op for op in out.ops if op in arithmetic]
+
+    assert tail("2d-f4", "N", 16, 8, 12) == ["Concat"] * 2 + ["Reshape"] * 2
+    shape_of_input = ["Shape"]
+    taps = ["Concat"] * 2
+    for dims in ((1, 16, "H", 12), (1, 16, 8, "W"), ("N", 16, "H", 12)):
+        found = tail("2d-f4", *dims)
+        assert found == [*shape_of_input, *taps, "Reshape", "Reshape", "Slice"]
+    both = tail("2d-f4", 1, 16, "H", "W")
+    assert both == ["Shape", *taps, "Shape", "Reshape", "Concat", "Reshape", "Slice"]
+    assert tail("2d-f4", 1, 16, "H", "W", pads=None)[:2] == ["Shape", "Add"]
+    old = tail("2d-f4", 1, 16, "H", "W", opset=13)
+    assert old[:2] == ["Shape", "Slice"]
+    width = tail("1d-f4", 1, 16, 8, "W")
+    assert "Shape" not in width
+    assert width[-1] == "Reshape"
+
+
+def test_the_size_of_the_input_is_read_before_the_input_is_used() -> None:
+    out = lower(Spec(dims=(1, 16, "H", "W")), "2d-bands-f4")
+    assert out.ops[0] == "Shape"
+
+
 # -- options and variants ------------------------------------------------------------------------
 
 
@@ -320,8 +422,13 @@ def _too_few_channels() -> set[str]:
 
 
 def _unknown_size() -> set[str]:
-    same = Spec(dims=(1, 16, 9, "W"), auto_pad="SAME_UPPER", strides=None)
-    return declined(Spec(dims=(1, 16, "H", 9)).build()) | declined(same.build())
+    return declined(_shapeless(auto_pad="SAME_UPPER"))
+
+
+def _too_old() -> set[str]:
+    dims = [(1, 16, 9, "W"), (1, 16, "H", 9), ("N", 16, "H", "W")]
+    reasons = [declined(Spec(dims=d, opset=9).build()) for d in dims]
+    return declined(Spec(opset=7).build()).union(*reasons)
 
 
 DECLINES: dict[Any, Callable[[], set[str]]] = {
@@ -338,7 +445,7 @@ DECLINES: dict[Any, Callable[[], set[str]]] = {
     Why.UNSUPPORTED_DTYPE: lambda: declined(Spec(dtype=np.float16).build()),
     Why.UNKNOWN_SPATIAL_SIZE: _unknown_size,
     Why.EMPTY_DIMENSION: lambda: declined(Spec(dims=(1, 16, 2, 9), pads=None).build()),
-    Why.OPSET_TOO_OLD: lambda: declined(Spec(opset=7).build()),
+    Why.OPSET_TOO_OLD: _too_old,
     Why.NO_SUCH_FORM: lambda: (
         declined(Spec(kernel=(9, 9)).build())
         | declined(Spec(kernel=(1, 3)).build(), form="2d")
@@ -444,51 +551,65 @@ KERNELS = [
 ]
 
 
+Drawn = tuple[Spec, str, str, dict[str, int], dict[str, int]]
+
+
 @st.composite
-def specs(draw: st.DrawFn) -> tuple[Spec, str, str]:
+def specs(draw: st.DrawFn) -> Drawn:
     kernel, variants = draw(st.sampled_from(KERNELS))
     padding = draw(st.sampled_from(["pads", "pads", "same", "SAME_UPPER", "SAME_LOWER", "VALID"]))
     pads = (kernel[0] // 2, kernel[1] // 2) * 2
     if padding == "pads":
         pads = tuple(draw(st.integers(0, 4)) for _ in range(4))  # type: ignore[assignment]
-    sizes = [draw(st.integers(k, 18)) for k in kernel]
-    batch: int | str = draw(st.sampled_from([1, 1, 2])) if draw(st.booleans()) else "N"
+    runs = [
+        {"N": draw(st.sampled_from([1, 1, 2]))}
+        | {axis: draw(st.integers(k, 18)) for axis, k in zip("HW", kernel, strict=True)}
+        for _ in range(2)
+    ]
+    opset = draw(st.sampled_from(OPSETS))
+    symbols = draw(st.sampled_from(["", "", "N", "H", "W", "HW", "NH", "NW", "NHW"]))
+    symbols = symbols if opset >= 10 else symbols.strip("HW")
+    batch, height, width = (axis if axis in symbols else runs[0][axis] for axis in "NHW")
     spec = Spec(
-        dims=(batch, draw(st.integers(16, 40)), *sizes),
+        dims=(batch, draw(st.integers(16, 40)), height, width),
         cout=draw(st.sampled_from([16, 17, 24, 32])),
         kernel=kernel,
         pads=pads,
         auto_pad=padding if padding.isupper() else None,
         bias=draw(st.booleans()),
         activation=draw(st.sampled_from([None, "Relu", "LeakyRelu", "Neg"])),
-        opset=draw(st.sampled_from(OPSETS)),
+        opset=opset,
     )
-    return spec, draw(st.sampled_from(variants)), draw(st.sampled_from(["session", "file"]))
+    weights = draw(st.sampled_from(["session", "file"]))
+    return spec, draw(st.sampled_from(variants)), weights, runs[0], runs[1]
 
 
-def check(spec: Spec, variant: str, weights: str) -> None:
-    """Equal within a few roundings, under either level of optimization."""
+def check(spec: Spec, variant: str, weights: str, *runs: dict[str, int]) -> None:
+    """Equal within a few roundings, under either level of optimization, at the sizes of *runs*."""
     proto = spec.build()
     out = lower(spec, variant, weights)
     assert out.applied == 1
-    feeds = random_feeds(proto, np.random.default_rng(3))
-    expected = run_unoptimized(proto, feeds)["y"]
-    scale = max(float(np.abs(expected).max()), 1e-3)
-    for actual in (run_unoptimized(out.model, feeds)["y"], run_optimized(out.model, feeds)):
-        assert actual.shape == expected.shape
-        assert float(np.abs(actual - expected).max()) <= 1.5e-5 * scale
+    optimized_too = open_optimized(out.model)
+    for sizes in runs or ({},):
+        feeds = random_feeds(proto, np.random.default_rng(3), **sizes)
+        expected = run_unoptimized(proto, feeds)["y"]
+        scale = max(float(np.abs(expected).max()), 1e-3)
+        both = run_unoptimized(out.model, feeds)["y"], optimized_too.run(["y"], feeds)[0]
+        for actual in both:
+            assert actual.shape == expected.shape
+            assert float(np.abs(actual - expected).max()) <= 1.5e-5 * scale
 
 
 @settings(max_examples=50, deadline=None)
 @given(specs())
-def test_it_computes_the_same(drawn: tuple[Spec, str, str]) -> None:
+def test_it_computes_the_same(drawn: Drawn) -> None:
     check(*drawn)
 
 
 @pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(specs())
-def test_it_computes_the_same_at_length(drawn: tuple[Spec, str, str]) -> None:
+def test_it_computes_the_same_at_length(drawn: Drawn) -> None:
     check(*drawn)
 
 
