@@ -23,6 +23,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from pwopt.errors import InvalidModelError
 from pwopt.graph import external
+from pwopt.graph.kept_sizes import name_kept_sizes
 from pwopt.graph.stand_ins import put_stand_ins
 
 __all__ = [
@@ -315,6 +316,7 @@ class Model:
             )
         except Exception as error:  # onnx raises many kinds on messages that contradict themselves
             raise InvalidModelError(f"shape inference failed: {one_line(error)}") from error
+        name_kept_sizes(inferred)
         infos = {v.name: v for v in inferred.graph.value_info}
         infos.update({v.name: v for v in inferred.graph.output})
         news: list[tuple[Variable, Any, Any]] = []

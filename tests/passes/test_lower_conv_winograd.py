@@ -426,8 +426,8 @@ def _unknown_size() -> set[str]:
 
 
 def _too_old() -> set[str]:
-    dims = [(1, 16, 9, "W"), (1, 16, "H", 9), ("N", 16, "H", "W")]
-    reasons = [declined(Spec(dims=d, opset=9).build()) for d in dims]
+    sizes: list[tuple[int | str, int | str]] = [(9, "W"), ("H", 9), ("H", "W")]
+    reasons = [declined(Spec(dims=(1, 16, *size), opset=9).build()) for size in sizes]
     return declined(Spec(opset=7).build()).union(*reasons)
 
 
