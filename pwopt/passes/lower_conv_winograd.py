@@ -15,7 +15,11 @@ from pwopt.errors import UsageError
 from pwopt.graph import ConvFacts, Dim, Facts, Node, Rewriter, Tensor
 from pwopt.numerics.winograd import minimal_filtering
 from pwopt.passes._emitter import Emitter, times
-from pwopt.passes.contract import Match, Pass, Variant
+from pwopt.passes.contract import DEFAULT_VARIANT, Match, Pass, Variant
+from pwopt.passes.fold_batch_normalization import (
+    FoldBatchNormalization,
+    FoldBatchNormalizationMatch,
+)
 from pwopt.remark import Decline, Exactness
 
 __all__ = ["Form", "LowerConvWinograd", "LowerConvWinogradMatch", "Plan", "Weights"]
@@ -91,9 +95,16 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class LowerConvWinogradMatch(Match):
-    """A convolution, the activation that is its only reader, and the plans that apply."""
+    """A convolution, what becomes part of it, and the plans that apply.
+
+    Attributes:
+        normalisation: the folding of the BatchNormalization that is its only reader, if any.
+        activation: the only reader of that, if it moves along.
+        size: of the output.
+    """
 
     conv: ConvFacts
+    normalisation: FoldBatchNormalizationMatch | None
     activation: Node | None
     size: tuple[Dim, Dim]
     plans: tuple[Plan, ...]
@@ -113,18 +124,19 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         known: then end pads are such that there are as many tiles as any size takes, and the
         ``Slice`` cuts to a computed size, as does one ``Reshape`` where both are open. The bias is
         spread over the taps such that A^T gives it back to every output. All up to the Reshape are
-        convolutions of aligned channels, so they stay in ONNX Runtime's blocked layout. An
-        activation that is the only reader moves behind the Gemm, with which it fuses. *2d*
-        transforms both axes, *1d* the first one whose kernel is larger than 1. *2d-bands* does
-        all of that for one tap of the height at a time, which keeps it in the cache: a depthwise
-        Conv for the tap, one for each tap of the width, ``Concat``, a grouped Conv with a group
-        per tap of the width, and a transposed ``Gemm`` that leaves the width's outputs side by
-        side; a Gemm over the bands and a Transpose of whole rows come last. f4 is a tile of 4
-        outputs per axis. Options: ``form``, ``tile`` (0 for any), ``amplification`` (how many
-        times larger a layer's rounding error may become; ``--max-error`` raises it), and
-        ``weights``: ``session`` leaves them as they are and expresses the transformation by
-        operators that the runtime folds when a session is created; ``file`` stores them
-        transformed.
+        convolutions of aligned channels, so they stay in ONNX Runtime's blocked layout. A
+        BatchNormalization that is the only reader is folded, for what is left is no Conv that the
+        runtime could fold it into; an activation that is the only reader of the result moves behind
+        the Gemm, with which it fuses. *2d* transforms both axes, *1d* the first one whose kernel is
+        larger than 1. *2d-bands* does all of that for one tap of the height at a time, which keeps
+        it in the cache: a depthwise Conv for the tap, one for each tap of the width, ``Concat``, a
+        grouped Conv with a group per tap of the width, and a transposed ``Gemm`` that leaves the
+        width's outputs side by side; a Gemm over the bands and a Transpose of whole rows come last.
+        f4 is a tile of 4 outputs per axis. Options: ``form``, ``tile`` (0 for any),
+        ``amplification`` (how many times larger a layer's rounding error may become;
+        ``--max-error`` raises it), and ``weights``: ``session`` leaves them as they are and
+        expresses the transformation by operators that the runtime folds when a session is created;
+        ``file`` stores them transformed.
 
     Algebra:
         ``Y = A^T [sum_c (G g G^T) * (B^T d B)] A`` with the matrices of F(m, r): m outputs of r
@@ -225,13 +237,17 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
         if not plans:
             return Decline(self.Why.NO_SUCH_FORM, {"kernel": conv.kernel})
         plans = _by_promise(plans, conv.cin, size)
-        activation = facts.sole_consumer(conv.output)
+        normalisation = _normalisation(conv, facts)
+        last = conv.output if normalisation is None else normalisation.root.outputs[0]
+        activation = facts.sole_consumer(last)
         if not facts.is_op(activation, *_FUSABLE_ACTIVATIONS):
             activation = None
+        behind = (None if normalisation is None else normalisation.root, activation)
         return LowerConvWinogradMatch(
             node,
-            (node,) if activation is None else (node, activation),
+            (node, *(n for n in behind if n is not None)),
             conv,
+            normalisation,
             activation,
             size,
             plans,
@@ -245,6 +261,11 @@ class LowerConvWinograd(Pass[LowerConvWinogradMatch]):
     def rewrite(self, match: LowerConvWinogradMatch, variant: Variant, rewriter: Rewriter) -> None:
         """See the class."""
         plan = next(plan for plan in match.plans if plan.name == variant.name)
+        if match.normalisation is not None:
+            FoldBatchNormalization().rewrite(match.normalisation, DEFAULT_VARIANT, rewriter)
+            conv = Facts(rewriter.model).conv(match.root)
+            assert conv is not None
+            match = replace(match, conv=conv)
         _Lowering(match, plan, rewriter, in_file=self.weights is Weights.FILE).write()
 
     def _geometry(self, conv: ConvFacts) -> Decline | None:
@@ -687,6 +708,17 @@ def _by_promise(plans: tuple[Plan, ...], cin: int, size: tuple[Dim, Dim]) -> tup
         order = ["2d-f4", "1d-f4", "2d-bands-f4", "2d-f2", "1d-f6"]
     ranks = {name: rank for rank, name in enumerate(order)}
     return tuple(sorted(plans, key=lambda plan: ranks.get(plan.name, len(ranks))))
+
+
+def _normalisation(conv: ConvFacts, facts: Facts) -> FoldBatchNormalizationMatch | None:
+    """How to fold the BatchNormalization behind *conv*, which the runtime then cannot fold."""
+    reader = facts.sole_consumer(conv.output)
+    if reader is None or not facts.is_op(reader, "BatchNormalization"):
+        return None
+    found = FoldBatchNormalization().match(reader, facts)
+    if isinstance(found, Decline) or found.nodes != (reader, conv.node):
+        return None
+    return found
 
 
 def _output_size(conv: ConvFacts, facts: Facts) -> tuple[Dim, Dim] | None:

@@ -511,6 +511,42 @@ def test_a_reader_between_convolution_and_activation_keeps_the_activation() -> N
     assert_same_outputs(proto, out.model, np.random.default_rng(1), factor=3)
 
 
+def _normalised(*behind: str, outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
+    """A convolution, a BatchNormalization and operators in a chain behind them."""
+    rng = np.random.default_rng(9)
+    names = ["c", "n", *(f"t{i}" for i in range(len(behind)))]
+    names[-1] = "y"
+    parameters = {k: rng.uniform(0.5, 2, 16).astype(np.float32) for k in ("s", "o", "m", "v")}
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        node("BatchNormalization", ["c", *parameters], [names[1]]),
+        *(node(op, [names[i + 1]], [names[i + 2]]) for i, op in enumerate(behind)),
+    ]
+    weights = {"w": Spec().weights()["w"], **parameters}
+    return model(nodes, {"x": [1, 16, "H", 9]}, {k: [None] * 4 for k in outputs}, weights)
+
+
+@pytest.mark.parametrize("variant", SQUARE)
+@pytest.mark.parametrize("behind", [(), ("Relu",), ("Neg", "Relu")])
+def test_a_normalisation_behind_is_folded(behind: tuple[str, ...], variant: str) -> None:
+    form, tile = variant.split("-f")
+    proto = _normalised(*behind)
+    out = run_pass(LowerConvWinograd(form, int(tile)), proto)
+    assert out.applied == 1
+    assert "BatchNormalization" not in out.ops
+    if behind == ("Relu",):
+        assert out.ops[out.ops.index("Relu") - 1] == "Gemm"
+    assert_same_outputs(proto, out.model, np.random.default_rng(1), factor=4, H=11)
+
+
+def test_a_normalisation_that_cannot_be_folded_stays() -> None:
+    proto = _normalised("Relu", outputs=("c", "y"))
+    out = run_pass(LowerConvWinograd(), proto)
+    assert out.applied == 1
+    assert out.ops[-2:] == ["BatchNormalization", "Relu"]
+    assert_same_outputs(proto, out.model, np.random.default_rng(1), factor=4, H=11)
+
+
 def test_an_overridable_weight_is_no_constant() -> None:
     proto = model(
         [node("Conv", ["x", "w", "b"], ["y"])],
