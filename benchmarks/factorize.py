@@ -245,7 +245,7 @@ def peak_mib() -> float:
 
 
 def named(folder: Path, case: Case) -> Path:
-    return folder / case.name.replace(", ", "-").replace(" ", "_")
+    return folder / case.name.replace(", ", "-").replace(" ", "_").replace(".", "-")
 
 
 def chosen(only: str) -> list[Case]:
@@ -281,7 +281,7 @@ def make(only: str, folder: Path) -> None:
             options,
             Told(),
         )
-        found = to_json(report) | {"peak_mib": peak_mib()}
+        found = to_json(report) | {"peak_mib": peak_mib(), "conditions": conditions()}
         path.with_suffix(".json").write_text(dump(found))
         assert report.accuracy is not None
         print(f"{case.name}: {accuracy_text(report.accuracy)}", flush=True)
@@ -329,7 +329,7 @@ def time(only: str, folder: Path, seconds: float) -> None:
             "selected_on": (found["factorization"] or {}).get("selected_on", 0),
             "seconds": found["seconds"]["total"],
             "peak_mib": found["peak_mib"],
-            "conditions": conditions(),
+            "conditions": found["conditions"],
         }
         print(f"{case.name}: {timed.speedup:.3f}x {timed.ci95}", flush=True)
         RECORD.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
