@@ -249,7 +249,9 @@ def named(folder: Path, case: Case) -> Path:
 
 
 def chosen(only: str) -> list[Case]:
-    return [case for case in CASES if only in case.name]
+    """The case of that name, or all whose names contain it."""
+    named_so = [case for case in CASES if case.name == only]
+    return named_so or [case for case in CASES if only in case.name]
 
 
 @click.group()
