@@ -42,6 +42,9 @@ _LONG_MS = 50.0
 """Forms in windows that take longer are timed once, and one behind the leader ends the list."""
 _PATIENCE = 5
 """How much longer a promising but undecided comparison may take."""
+_SHARE = 1 / 3
+"""The part of the time left that may go into one question: into telling simplifications apart,
+which share a verdict else, or into timing once more what is undecided."""
 _OBJECTIONS = (Verdict.REJECTED_WRONG, Verdict.REJECTED_SIZE, Verdict.REJECTED_FAILED)
 _HOPELESS = 3.0
 """Forms that the analytic model expects to take so many times as long are not timed; a wide
@@ -49,6 +52,7 @@ margin, for it is a roofline and knows no kernel."""
 _WORTH_A_FLIP = 0.9
 """What lost more than this is not looked at again beside other rewrites."""
 _BESIDE: dict[str, Fact] = {"measured": "beside all other rewrites"}
+_TOGETHER: dict[str, Fact] = {"measured": "all simplifications together"}
 _DONE = "nothing left to try"
 _TAKEN_BACK = "; what was slower against the original was taken back"
 _CERTAIN = 1000.0
@@ -262,11 +266,20 @@ class _Search:
     # -- steps ---------------------------------------------------------------------------------
 
     def _prune(self, base: Build, best: Build) -> Build:
-        """Take passes away one by one; what is not missed stays away."""
+        """Take passes away one by one; what is not missed stays away.
+
+        Where that would leave no time for the lowering passes, as for models that run for a
+        second, all of them share the verdict of their sum.
+        """
         total = self._compare(base, best, "simplified")
         names = best.applied
-        if len(names) == 1:
-            self._rule_pass(names[0], _ruling(total))
+        each_s = _least_seconds(self.budget.trial, total)
+        if len(names) == 1 or len(names) * each_s > _SHARE * self._seconds_left():
+            ruling = _ruling(total)
+            if len(names) > 1:
+                ruling = replace(ruling, facts={**ruling.facts, **_TOGETHER})
+            for name in names:
+                self._rule_pass(name, ruling)
             return best if _is_gain(total) else base
         for name in reversed(names):
             refused = Ruling(Verdict.REJECTED_SLOWER)
@@ -735,8 +748,9 @@ class _Search:
     def _compare(self, baseline: Build, candidate: Build, label: str) -> Comparison:
         """Two builds; what looks like a gain but may be chance is timed once more, for longer."""
         comparison = self._compare_once(baseline, candidate, self.budget.trial, label)
-        if _is_undecided(comparison):
-            longer = _longer(self.budget.trial)
+        longer = _longer(self.budget.trial)
+        is_affordable = _least_seconds(longer, comparison) < _SHARE * self._seconds_left()
+        if is_affordable and _is_undecided(comparison):
             comparison = self._compare_once(baseline, candidate, longer, label)
         for reopened in range(1, 1 + _REOPENINGS):
             if not _is_gain(comparison) or comparison.speedup >= _BEYOND_PLACEMENT:
@@ -811,6 +825,9 @@ class _Search:
         now = time.monotonic()
         self.slot = now + max(self.deadline - now, 0.0) / max(passes, 1)
 
+    def _seconds_left(self) -> float:
+        return max(self.slot - time.monotonic(), 0.0)
+
     def _time_left(self) -> bool:
         left = time.monotonic() < self.slot
         if not left:
@@ -831,6 +848,12 @@ def _longer(precision: Precision) -> Precision:
     return replace(
         precision, min_pairs=2 * precision.min_pairs, seconds=_PATIENCE * precision.seconds
     )
+
+
+def _least_seconds(precision: Precision, comparison: Comparison) -> float:
+    """What the fewest pairs of models that run as long as those compared take."""
+    pair_ms = comparison.baseline.median_ms + comparison.candidate.median_ms
+    return precision.min_pairs * pair_ms / 1000
 
 
 def _is_loss(comparison: Comparison) -> bool:

@@ -49,6 +49,7 @@ class SyntheticBench:
         self.alone: dict[str, float] = {}
         self.prepared = True
         self.expected: dict[str, float] = {}
+        self.original_ms = 1.0
         self.crashing: set[str] = set()
 
     def progress(self, *_: object) -> None:
@@ -92,8 +93,8 @@ class SyntheticBench:
 
     def time(self, path: Path) -> float:
         if path == self.original.path:
-            return 1.0
-        time = self.canonical
+            return self.original_ms
+        time = self.canonical * self.original_ms
         for applied in str(path).split()[1:]:
             time *= self.factors.get(applied, 1.0)
         return time
@@ -368,6 +369,21 @@ def test_a_time_limit_ends_the_trials() -> None:
     found = search(cast("Workbench", bench), Effort.FULL, Rulings(), time_limit_s=0.0)
     assert found.reason.startswith("the time of this effort was spent")
     assert bench.comparisons == 2  # the confirmation, with sessions opened twice
+
+
+def test_simplifications_of_a_model_that_runs_for_seconds_share_one_verdict() -> None:
+    simplify: list[Site] = [(f"s{i}", "g", ONE) for i in range(4)]
+    lower: list[Site] = [("lower", "l", ("a", "b"))]
+    factors = {"s0/g/default": 0.9, "s1/g/default": 1.01, "lower/l/a": 0.8}
+    bench = SyntheticBench(simplify, lower, factors)
+    assert kept(run(bench, Effort.QUICK)) == {"s0/g/default", "lower/l/a"}
+    slow = SyntheticBench(simplify, lower, factors)
+    slow.original_ms = 2000.0
+    found = run(slow, Effort.QUICK)
+    assert kept(found) == {*(f"s{i}/g/default" for i in range(4)), "lower/l/a"}
+    assert slow.comparisons < bench.comparisons
+    ruling = found.rulings.find("s1", "g")
+    assert ruling.facts["measured"] == "all simplifications together"
 
 
 def test_an_earlier_end_is_confirmed_or_dropped() -> None:
