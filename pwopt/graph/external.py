@@ -7,7 +7,7 @@ or below the model's folder by its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,21 @@ from pwopt.errors import InvalidModelError
 
 __all__ = [
     "array",
+    "bare",
     "check",
     "check_size",
+    "chunks",
     "inline",
     "is_external",
+    "is_left",
+    "leave",
+    "load",
     "read",
     "size_bytes",
     "stub",
 ]
+
+_CHUNK = 1 << 24
 
 _DATA_FIELDS = frozenset(
     {
@@ -45,9 +52,60 @@ _DATA_FIELDS = frozenset(
 )
 
 
+_IN_MODEL_FILE = "left in the model file"
+"""Stands in for a checksum, one of the few entries that onnx does not complain about."""
+
+
 def is_external(proto: onnx.TensorProto) -> bool:
-    """Whether the data of *proto* lies in another file."""
-    return bool(uses_external_data(proto))
+    """Whether the data of *proto* lies in another file than the model."""
+    return bool(uses_external_data(proto)) and not is_left(proto)
+
+
+def is_left(proto: onnx.TensorProto) -> bool:
+    """Whether the data of *proto* was left in the model file."""
+    return any(entry.value == _IN_MODEL_FILE for entry in proto.external_data)
+
+
+def leave(rest: bytes, location: str, offset: int, length: int) -> bytes | None:
+    """The message of a tensor whose data was left in the model file.
+
+    Args:
+        rest: the message without its raw data.
+        location: name of the model file.
+        offset: of the raw data, in bytes.
+        length: of the raw data.
+
+    Returns:
+        ``None`` if that is not as much data as its shape needs.
+    """
+    proto = onnx.TensorProto.FromString(rest)
+    if proto.data_type not in _LEFT_TYPES or any(d < 0 for d in proto.dims):
+        return None
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+    if math.prod(proto.dims) * dtype.itemsize != length:
+        return None
+    left = stub(proto, location, offset, length)
+    left.external_data.add(key="checksum", value=_IN_MODEL_FILE)
+    return left.SerializeToString()
+
+
+def bare(proto: onnx.TensorProto) -> onnx.TensorProto:
+    """*proto*, whose data was left in the model file, without it."""
+    return _without(proto, _DATA_FIELDS)
+
+
+def chunks(proto: onnx.TensorProto, base_dir: Path) -> Iterator[bytes]:
+    """The data of *proto*, which lies in a file, piece by piece."""
+    info: Any = ExternalDataInfo(proto)
+    left = size_bytes(proto)
+    with (base_dir / info.location).open("rb") as file:
+        file.seek(info.offset or 0)
+        while left:
+            data = file.read(min(left, _CHUNK))
+            if not data:
+                raise InvalidModelError(f"{base_dir / info.location} has become shorter")
+            left -= len(data)
+            yield data
 
 
 def check(proto: onnx.TensorProto, base_dir: Path) -> None:
@@ -80,7 +138,7 @@ def check_size(proto: onnx.TensorProto) -> None:
     Raises:
         InvalidModelError: it holds more or fewer.
     """
-    if is_external(proto) or proto.data_type in _PACKED:
+    if uses_external_data(proto) or proto.data_type in _PACKED:
         return
     elements = math.prod(proto.dims)
     if proto.data_type != onnx.TensorProto.STRING and proto.HasField("raw_data"):
@@ -101,6 +159,16 @@ def _size_with(proto: onnx.TensorProto, raw_bytes: int) -> int:
     return _without(proto, {"raw_data"}).ByteSize() + 1 + length + raw_bytes
 
 
+_LEFT_TYPES = frozenset(
+    {
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.UINT8,
+    }
+)
+"""Types of weights that are left in the model file: those that NumPy reads as they are."""
 _PACKED = frozenset(
     getattr(onnx.TensorProto, name)
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
@@ -126,6 +194,12 @@ def read(proto: onnx.TensorProto, base_dir: Path) -> bytes:
         file.seek(info.offset or 0)
         data: bytes = file.read(size_bytes(proto))
     return data
+
+
+def load(proto: onnx.TensorProto, base_dir: Path) -> None:
+    """:func:`inline` the data of *proto* wherever it lies, unless it is inline already."""
+    if uses_external_data(proto):
+        inline(proto, base_dir)
 
 
 def inline(proto: onnx.TensorProto, base_dir: Path) -> None:
@@ -158,6 +232,13 @@ def _without(proto: onnx.TensorProto, fields: Set[str]) -> onnx.TensorProto:
 
 def array(proto: onnx.TensorProto, base_dir: Path) -> np.ndarray[Any, Any]:
     """The values of a tensor, external or not; the message is left as it is."""
+    if is_left(proto):
+        info: Any = ExternalDataInfo(proto)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+        values = np.fromfile(
+            base_dir / info.location, dtype, math.prod(proto.dims), offset=info.offset
+        )
+        return values.reshape(tuple(proto.dims))
     if is_external(proto):
         copy = onnx.TensorProto()
         copy.CopyFrom(proto)

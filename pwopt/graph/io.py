@@ -21,6 +21,13 @@ from onnx import numpy_helper, version_converter
 from pwopt.errors import InvalidModelError, OutputError, UsageError
 from pwopt.graph import external
 from pwopt.graph.model import DEFAULT_DOMAINS, Model, one_line, standard_opset
+from pwopt.graph.wire import (
+    GRAPH_INITIALIZER,
+    MODEL_GRAPH,
+    TENSOR_RAW_DATA,
+    prefix,
+    read_light,
+)
 
 __all__ = [
     "Written",
@@ -38,8 +45,6 @@ __all__ = [
     "size_on_disk",
 ]
 
-_MODEL_GRAPH = 7
-_GRAPH_INITIALIZER = 5
 _PROTOBUF_LIMIT = 2**31 - 2**20
 """Protobuf messages end at 2 GiB; beyond that (with room for the header) data goes beside them."""
 _ALIGNMENT = 4096
@@ -56,7 +61,9 @@ class Written:
 
 
 def load(path: Path) -> Model:
-    """Read and check a model file; external data is left on disk until asked for.
+    """Read and check a model file; large weights are left on disk until asked for.
+
+    So the file must stay as it is for as long as the model is in use.
 
     Raises:
         InvalidModelError: the file is missing, unreadable, not ONNX, or breaks the ONNX rules.
@@ -66,7 +73,7 @@ def load(path: Path) -> Model:
     if path.is_dir():
         raise InvalidModelError(f"{path}: is a folder, not a model file")
     try:
-        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+        proto = _read(path)
     except OSError as error:
         raise InvalidModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (DecodeError, ValueError) as error:
@@ -76,6 +83,13 @@ def load(path: Path) -> Model:
         return parse(proto, path.parent)
     except InvalidModelError as error:
         raise InvalidModelError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        return read_light(path)
+    except (DecodeError, ValueError):  # in groups, say, which Protobuf knows too
+        return onnx.load(str(path), format="protobuf", load_external_data=False)
 
 
 def parse(proto: onnx.ModelProto, base_dir: Path | None = None) -> Model:
@@ -223,7 +237,7 @@ def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
 
 
 def _check_external_files(model: Model) -> None:
-    for proto in model.dense_initializers():
+    for proto in model.dense_initializers(inline=False):
         if external.is_external(proto):
             external.check(proto, model.base_dir)
 
@@ -249,7 +263,7 @@ def _nested_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProt
 
 def find_nan(model: Model) -> str | None:
     """The name of the first floating-point initializer that holds a NaN, or ``None``."""
-    for proto in model.dense_initializers():
+    for proto in model.dense_initializers(inline=False):
         if proto.data_type not in _NAN_TYPES:
             continue
         values = external.array(proto, model.base_dir)
@@ -282,8 +296,8 @@ def save(model: Model, path: Path, *, durable: bool = True) -> Written:
     head = model.without_dense_initializers()
     inline_bytes = head.ByteSize()
     beside = False
-    for proto in model.dense_initializers():
-        inline_bytes += proto.ByteSize() + 16
+    for proto in model.dense_initializers(inline=False):
+        inline_bytes += _inline_bytes(proto) + 16
         beside = beside or external.is_external(proto)
     if beside or inline_bytes > _PROTOBUF_LIMIT:
         return _save_external(model, head, path, durable=durable)
@@ -298,19 +312,32 @@ def save(model: Model, path: Path, *, durable: bool = True) -> Written:
             file.write(data)
 
         total = len(graph)
-        for proto in model.dense_initializers():
-            size = proto.ByteSize()
-            total += len(_prefix(_GRAPH_INITIALIZER, size)) + size
+        for proto in model.dense_initializers(inline=False):
+            size = _inline_bytes(proto)
+            total += len(prefix(GRAPH_INITIALIZER, size)) + size
         emit(rest)
-        emit(_prefix(_MODEL_GRAPH, total))
+        emit(prefix(MODEL_GRAPH, total))
         emit(graph)
-        for proto in model.dense_initializers():
-            data = proto.SerializeToString()
-            emit(_prefix(_GRAPH_INITIALIZER, len(data)))
-            emit(data)
+        for proto in model.dense_initializers(inline=False):
+            emit(prefix(GRAPH_INITIALIZER, _inline_bytes(proto)))
+            if not external.is_left(proto):
+                emit(proto.SerializeToString())
+                continue
+            emit(external.bare(proto).SerializeToString())
+            emit(prefix(TENSOR_RAW_DATA, external.size_bytes(proto)))
+            for data in external.chunks(proto, model.base_dir):
+                emit(data)
 
     atomic_write(path, write, durable=durable)
     return Written(path, digest.hexdigest(), path.stat().st_size)
+
+
+def _inline_bytes(proto: onnx.TensorProto) -> int:
+    """Bytes of the message with data that was left in the model file."""
+    if not external.is_left(proto):
+        return proto.ByteSize()
+    data = external.size_bytes(proto)
+    return external.bare(proto).ByteSize() + len(prefix(TENSOR_RAW_DATA, data)) + data
 
 
 def _save_external(model: Model, head: onnx.ModelProto, path: Path, *, durable: bool) -> Written:
@@ -364,19 +391,22 @@ def save_copy(source: Written, path: Path, *, beside: bool) -> Written:
 
 def has_external_data(model: Model) -> bool:
     """Whether any weight of *model* lies in a file beside it."""
-    return any(external.is_external(proto) for proto in model.dense_initializers())
+    return any(external.is_external(p) for p in model.dense_initializers(inline=False))
 
 
 def has_float16(model: Model) -> bool:
     """Whether any weight of *model* has half precision, whatever its interface says."""
-    return any(p.data_type == onnx.TensorProto.FLOAT16 for p in model.dense_initializers())
+    halves = (
+        p.data_type == onnx.TensorProto.FLOAT16 for p in model.dense_initializers(inline=False)
+    )
+    return any(halves)
 
 
 def size_on_disk(path: Path, model: Model) -> int:
     """Bytes of a model file and of the external data it refers to."""
     beside = sum(
         external.size_bytes(proto)
-        for proto in model.dense_initializers()
+        for proto in model.dense_initializers(inline=False)
         if external.is_external(proto)
     )
     return path.stat().st_size + beside
@@ -407,20 +437,6 @@ def _raw_bytes(proto: onnx.TensorProto, base_dir: Path) -> bytes | None:
     if proto.HasField("raw_data"):
         return proto.raw_data
     return bytes(numpy_helper.from_array(numpy_helper.to_array(proto)).raw_data)
-
-
-def _prefix(field: int, length: int) -> bytes:
-    """Protobuf's tag of a length-delimited *field*, and its *length*, as varints."""
-    return _varint(field << 3 | 2) + _varint(length)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = True) -> None:

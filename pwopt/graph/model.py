@@ -64,7 +64,7 @@ def op_name(node: Node) -> str:
 
 
 class _ExternalValues(LazyValues):
-    """Constant values that lie in a file beside the model and are read when asked for."""
+    """Constant values that lie in the model file or one beside it, and are read when asked for."""
 
     def __init__(self, tensor: onnx.TensorProto, base_dir: Path) -> None:
         super().__init__(tensor)
@@ -397,16 +397,29 @@ class Model:
             listed = {v.name for v in graph.input}
             graph.input.extend(
                 onnx.helper.make_tensor_value_info(proto.name, proto.data_type, list(proto.dims))
-                for proto in self.dense_initializers()
+                for proto in self.dense_initializers(inline=False)
                 if proto.name not in listed
             )
         return model
 
-    def dense_initializers(self) -> Iterator[onnx.TensorProto]:
+    def dense_initializers(self, *, inline: bool = True) -> Iterator[onnx.TensorProto]:
         """The dense initializers to write, one at a time; external data stays a stub.
 
         Loaded ones come first, in file order, then new ones in the order of their first use.
+
+        Args:
+            inline: read what was left in the model file; else that is a stub as well.
         """
+        for proto in self._dense_initializers():
+            yield self._inlined(proto) if inline and external.is_left(proto) else proto
+
+    def _inlined(self, proto: onnx.TensorProto) -> onnx.TensorProto:
+        whole = onnx.TensorProto()
+        whole.CopyFrom(proto)
+        external.inline(whole, self.base_dir)
+        return whole
+
+    def _dense_initializers(self) -> Iterator[onnx.TensorProto]:
         used = {t.name: t for t in self.constants() if t.name not in self._sparse}
         idle = set(self.idle_initializers)
         for name, proto in self._initializers.items():
@@ -419,7 +432,10 @@ class Model:
             yield self.tensor_proto(tensor)
 
     def tensor_proto(self, tensor: Constant) -> onnx.TensorProto:
-        """The message for *tensor*: the loaded one if untouched (not a copy), else a new one."""
+        """The message for *tensor*: the loaded one if untouched (not a copy), else a new one.
+
+        What was left in the model file stays there.
+        """
         values = tensor._values
         if isinstance(values, LazyValues):
             if values.tensor.name == tensor.name:
@@ -435,7 +451,7 @@ class Model:
     def to_proto(self) -> onnx.ModelProto:
         """The whole model as one message in memory, with external data loaded."""
         model = self.without_dense_initializers()
-        for proto in self.dense_initializers():
+        for proto in self.dense_initializers(inline=False):
             self._append(model.graph, proto)
         return model
 
@@ -449,8 +465,7 @@ class Model:
     def _append(self, graph: onnx.GraphProto, proto: onnx.TensorProto) -> None:
         slot = graph.initializer.add()
         slot.CopyFrom(proto)
-        if external.is_external(slot):
-            external.inline(slot, self.base_dir)
+        external.load(slot, self.base_dir)
 
     def node_proto(self, node: Node) -> onnx.NodeProto:
         """The message for a live *node*: the loaded one, rewired, with its changed attributes."""
@@ -494,7 +509,7 @@ class Model:
             values = tensor._values
             if not isinstance(values, LazyValues) or tensor.name in self._sparse:
                 continue
-            if external.is_external(values.tensor):
+            if external.is_external(values.tensor) or external.is_left(values.tensor):
                 tensor._values = _ExternalValues(values.tensor, self.base_dir)
 
 

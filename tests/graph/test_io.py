@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pwopt.graph import (
     Written,
     file_sha256,
     find_nan,
+    has_external_data,
     load,
     parse,
     save,
@@ -583,3 +585,91 @@ def test_find_nan_names_the_initializer() -> None:
         numpy_helper.from_array(np.array([1, np.nan, 2], np.float32), "w")
     )
     assert find_nan(parse(proto)) == "w"
+
+
+# -- weights that stay in the file -----------------------------------------------------------------
+
+
+def _large(**fields: str) -> onnx.ModelProto:
+    """``y = x @ w`` with 256 KiB of weights."""
+    values = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+    tensor = numpy_helper.from_array(values, "w")
+    for key, text in fields.items():
+        setattr(tensor, key, text)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    ends = samples.value("x", (1, 256)), samples.value("y", (1, 256))
+    graph = helper.make_graph([node], "large", ends[:1], ends[1:], [tensor, samples.weight("s", 3)])
+    return samples.model(graph)
+
+
+def test_large_weights_stay_in_the_file_and_come_back_when_asked_for(tmp_path: Path) -> None:
+    proto = _large()
+    source = tmp_path / "in.onnx"
+    onnx.save(proto, source)
+    model = load(source)
+    left, small = model.dense_initializers(inline=False)
+    assert left.ByteSize() < 1024
+    assert small.raw_data
+    assert [t.SerializeToString() for t in model.dense_initializers()] == [
+        t.SerializeToString() for t in proto.graph.initializer
+    ]
+    (product,) = model.nodes.values()
+    values = Facts(model).constant(product.inputs[1])
+    assert np.array_equal(values, numpy_helper.to_array(proto.graph.initializer[0]))  # type: ignore[arg-type]
+    assert _bytes(model.to_proto()) == _bytes(proto)
+    written = save(model, tmp_path / "out.onnx")
+    assert _bytes(onnx.load(written.path)) == _bytes(proto)
+    assert written.sha256 == save(parse(proto), tmp_path / "other.onnx").sha256
+    assert size_on_disk(source, model) == source.stat().st_size
+    assert not has_external_data(model)
+    assert _files(tmp_path) == {"in.onnx", "out.onnx", "other.onnx"}
+
+
+def test_a_large_weight_that_says_more_is_read_as_it_is(tmp_path: Path) -> None:
+    proto = _large(doc_string="trained with care")
+    source = tmp_path / "in.onnx"
+    onnx.save(proto, source)
+    model = load(source)
+    assert next(model.dense_initializers(inline=False)).raw_data
+    assert _loaded(save(model, tmp_path / "out.onnx").path) == _bytes(proto)
+
+
+def test_a_nan_in_a_weight_that_stays_in_the_file_is_found(tmp_path: Path) -> None:
+    proto = _large()
+    values = numpy_helper.to_array(proto.graph.initializer[0]).copy()
+    values[200, 200] = np.nan
+    proto.graph.initializer[0].raw_data = values.tobytes()
+    onnx.save(proto, tmp_path / "in.onnx")
+    assert find_nan(load(tmp_path / "in.onnx")) == "w"
+
+
+def test_a_large_weight_of_another_size_than_its_shape_is_refused(tmp_path: Path) -> None:
+    proto = _large()
+    proto.graph.initializer[0].raw_data += b"1234"
+    onnx.save(proto, tmp_path / "in.onnx")
+    with pytest.raises(InvalidModelError, match="does not hold the 65536 elements"):
+        load(tmp_path / "in.onnx")
+
+
+def test_a_file_that_becomes_shorter_while_its_model_is_in_use_is_told_of(tmp_path: Path) -> None:
+    source = tmp_path / "in.onnx"
+    onnx.save(_large(), source)
+    model = load(source)
+    os.truncate(source, 1 << 17)
+    with pytest.raises(InvalidModelError, match="shorter"):
+        save(model, tmp_path / "out.onnx")
+    assert _files(tmp_path) == {"in.onnx"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), max_size=3), st.integers(0))
+def test_a_damaged_file_with_large_weights_is_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]], end: int
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "in.onnx"
+    text = bytearray(_large().SerializeToString())
+    for place, byte in flips:
+        text[place] = byte
+    path.write_bytes(text[: end % (len(text) + 1)])
+    with contextlib.suppress(InvalidModelError):
+        load(path)
