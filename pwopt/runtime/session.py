@@ -267,6 +267,11 @@ class Session:
     ) -> None:
         self.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed yet."""
+        return self._session is not None
+
     def close(self) -> None:
         """Free the model's memory and threads; the session cannot run afterwards."""
         self._session = None

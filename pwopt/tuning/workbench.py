@@ -120,10 +120,12 @@ class Oracle:
     Attributes:
         feeds: the input sets; the first one is timed with.
         reference: its outputs; ``None`` if it cannot be executed.
+        session: the original as it is timed, where it had to be opened for its interface.
     """
 
     feeds: Sequence[Feeds]
     reference: Reference | None
+    session: Session | None = None
 
 
 class Workbench:
@@ -183,23 +185,29 @@ class Workbench:
 
     def consult(self, oracle: Future[Oracle]) -> None:
         """Ask *oracle* from here on."""
+        self.close()
         self._oracle = oracle
 
     def trust(self, sha256: str, verification: Verification) -> None:
         """Take over what an earlier run found about the very file with this digest."""
         self._verified[sha256] = verification
 
-    def build(self, rulings: Rulings) -> Build:
+    def build(self, rulings: Rulings, written: Written | None = None) -> Build:
         """Run the passes under *rulings* on the loaded model and save the result.
 
         The driver's model is that of the latest build.
+
+        Args:
+            rulings: what to do with each candidate.
+            written: the very file that comes out, if it is there already.
         """
         if self._latest is not None and self._latest.rulings == rulings:
             return self._latest
         self.driver.restore(self._base)
         stop = run_passes(self.driver, self.simplify, self.lower, rulings, self.review)
         # A folder each, so that external data bears the same name and equal models are equal files.
-        written = save(self.driver.model, self._new_folder() / "model.onnx", durable=False)
+        if written is None:
+            written = save(self.driver.model, self._new_folder() / "model.onnx", durable=False)
         self._latest = Build(
             rulings,
             written,
@@ -494,6 +502,10 @@ class Workbench:
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
+        if self._oracle.done() and self._oracle.exception() is None:
+            unused = self._oracle.result().session
+            if unused is not None:
+                unused.close()
 
     def _new_folder(self) -> Path:
         self._serial += 1
@@ -503,7 +515,10 @@ class Workbench:
 
     def _session(self, path: Path) -> Session:
         if path not in self._sessions:
-            self._sessions[path] = open_session(path, self.target)
+            opened = self._oracle.result().session if path == self.original.path else None
+            if opened is None or not opened.is_open:
+                opened = open_session(path, self.target)
+            self._sessions[path] = opened
         return self._sessions[path]
 
 

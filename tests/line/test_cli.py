@@ -14,11 +14,13 @@ from typing import Any
 import click
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 from onnx import helper, numpy_helper
 
 from pwopt.cli import main
+from pwopt.graph import file_sha256, save
 from pwopt.runtime import Comparison, Latency, Reference
 from pwopt.tuning import workbench
 from pwopt.tuning.cache import Cache
@@ -523,6 +525,43 @@ def test_a_second_run_runs_the_original_again_only_if_its_end_does_not_hold(
     assert asked == 1
     assert "earlier search" not in third["stop_reason"]
     assert third["output"]["sha256"] == first["output"]["sha256"]
+
+
+@pytest.mark.usefixtures("no_clock")
+def test_a_second_run_opens_each_model_once_and_writes_what_is_there_already_not_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, output = tmp_path / "cache", tmp_path / "model.opt.onnx"
+    first = quick(source, "--cache", cache)
+    opened: list[str] = []
+    saved: list[Path] = []
+    session = onnxruntime.InferenceSession
+
+    def opening(path: str, *args: Any, **kwargs: Any) -> Any:
+        opened.append(Path(path).name)
+        return session(path, *args, **kwargs)
+
+    def saving(model: Any, path: Path, **kwargs: Any) -> Any:
+        saved.append(path)
+        return save(model, path, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opening)
+    monkeypatch.setattr("pwopt.tuning.workbench.save", saving)
+    os.utime(output, (0, 0))
+    place = output.stat().st_ino
+    second = quick(source, "--cache", cache)
+    assert "earlier search" in second["stop_reason"]
+    assert second["output"] == first["output"]
+    assert sorted(opened) == ["model.onnx", "model.opt.onnx"]
+    assert not saved
+    assert output.stat().st_ino == place
+    assert output.stat().st_mtime > 0, "whoever waits for it must see that it is up to date"
+    text = bytearray(output.read_bytes())
+    text[-1] ^= 1
+    output.write_bytes(text)
+    assert quick(source, "--cache", cache)["output"] == first["output"]
+    assert len(saved) == 1
+    assert file_sha256(output) == first["output"]["sha256"]
 
 
 @pytest.mark.usefixtures("no_clock")
