@@ -199,6 +199,7 @@ def compare(
     rng: np.random.Generator,
     decide: float | None = None,
     give_up: float | None = None,
+    futile: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Time *baseline* and *candidate* in turn on the same values, after warming both up.
@@ -224,6 +225,7 @@ def compare(
             rng=rng,
             decide=decide,
             give_up=give_up,
+            futile=futile,
             on_progress=on_progress,
         )
 
@@ -239,6 +241,7 @@ def compare_samplers(
     rng: np.random.Generator,
     decide: float | None = None,
     give_up: float | None = None,
+    futile: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
@@ -261,6 +264,8 @@ def compare_samplers(
         decide: a speedup; end once the interval lies to one side of it.
         give_up: a speedup; end after 3 pairs if all of them lie below it. Three say little about
             how large the loss is, and whoever gives up too early only misses a gain.
+        futile: a speedup; end at a look at which the interval lies below it. For those who do
+            nothing but drop a candidate that shows no gain: no claim follows from it.
         on_progress: called after each pair with the pairs taken and *max_pairs*.
         clock: seconds, for the time limit.
 
@@ -285,6 +290,8 @@ def compare_samplers(
         speedup, interval = median_interval(ratios, rng)
         was_narrow, narrow = narrow, _is_narrow(speedup, interval, precision)
         if (narrow and was_narrow) or _is_decided(ratios, interval, decide):
+            break
+        if futile is not None and interval[1] < futile:
             break
     ratios = _ratios(times)
     speedup, interval = median_interval(ratios, rng)

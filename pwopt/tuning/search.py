@@ -32,6 +32,8 @@ MARGIN = 0.005
 """A rewrite stays only if the worse end of its interval shows more than this gain."""
 
 
+_PROMISING = 1 + 2 * MARGIN
+"""What looks like less is no gain; a form in a window that cannot be more is not timed further."""
 _BEYOND_PLACEMENT = 1.03
 """Smaller gains are looked at again with sessions opened anew, for it may be where they lie."""
 _REOPENINGS = 2
@@ -39,7 +41,10 @@ _REOPENINGS = 2
 _ALMOST = 0.95
 """Sites that lose more than this in their windows are not tried all together."""
 _LONG_MS = 50.0
-"""Forms in windows that take longer are timed once, and one behind the leader ends the list."""
+"""Forms in windows that take longer are timed once, in few pairs, and one that is clearly behind
+the leader ends the list; those that are not are timed against the leader itself."""
+_RIVALS = 2
+"""How many of them at most."""
 _PATIENCE = 5
 """How much longer a promising but undecided comparison may take."""
 _SHARE = 1 / 3
@@ -403,20 +408,54 @@ class _Search:
             except PwoptError as error:
                 failure = error
                 continue
-            if comparison.baseline.median_ms > _LONG_MS and not self.thorough:
-                patience = 1
-            leads = all(comparison.speedup > other.speedup for other, _ in tried)
-            behind = 0 if leads else behind + 1
+            leader = max((c for c, _ in tried), key=lambda c: c.speedup, default=None)
+            if leader is None or comparison.speedup > leader.speedup:
+                behind = 0
+            elif not self._is_long(comparison):
+                behind += 1
+            elif comparison.ci95[1] < leader.ci95[0]:
+                behind = patience
             tried.append((comparison, variant))
         if failure is not None and not tried:
             raise failure
-        return self._judged(group, len(sites), tried)
+        return self._judged(group, len(sites), self._ranked(window, tried, group[0]))
+
+    def _is_long(self, comparison: Comparison) -> bool:
+        """Whether its window takes so long that it was timed in few pairs."""
+        return comparison.baseline.median_ms > _LONG_MS and not self.thorough
+
+    def _ranked(
+        self, window: Window, tried: list[tuple[Comparison, str]], name: str
+    ) -> list[tuple[Comparison, str]]:
+        """What was *tried*, the fastest first; timed directly where few pairs cannot tell."""
+        tried = sorted(tried, key=lambda t: -t[0].speedup)
+        if not tried or not self._is_long(tried[0][0]):
+            return tried
+        first = tried[0][0]
+        rivals = [t for t in tried[1:] if _is_gain(t[0]) and t[0].ci95[1] >= first.ci95[0]]
+        for rival in rivals[:_RIVALS]:
+            if not self._time_left():
+                break
+            try:
+                direct = self.bench.compare_window(
+                    window,
+                    rival[1],
+                    self.budget.window,
+                    f"timing {name}, form by form",
+                    decide=1.0,
+                    against=tried[0][1],
+                )
+            except PwoptError:  # both run, but perhaps not beside each other
+                continue
+            if direct.speedup > 1:
+                tried.remove(rival)
+                tried.insert(0, rival)
+        return tried
 
     def _compare_window(self, window: Window, variant: str, name: str) -> Comparison:
         """What looks like a gain but may be chance is timed once more, unless it takes long."""
         comparison = self._compare_window_once(window, variant, name, self.budget.window)
-        is_long = comparison.baseline.median_ms > _LONG_MS and not self.thorough
-        if is_long or not _is_undecided(comparison):
+        if self._is_long(comparison) or not _is_undecided(comparison):
             return comparison
         return self._compare_window_once(window, variant, name, _longer(self.budget.window))
 
@@ -424,15 +463,16 @@ class _Search:
         self, window: Window, variant: str, name: str, precision: Precision
     ) -> Comparison:
         label = f"timing {name}, site by site"
-        return self.bench.compare_window(window, variant, precision, label, decide=1 + MARGIN)
+        return self.bench.compare_window(
+            window, variant, precision, label, decide=1 + MARGIN, futile=_PROMISING
+        )
 
     def _judged(
         self, group: tuple[str, str], sites: int, tried: list[tuple[Comparison, str]]
     ) -> _Gain | None:
-        """The gain of the best form that was *tried*; ``None`` rules the group out, if any was."""
+        """The gain of the first form that was *tried*; ``None`` rules the group out, if any was."""
         if not tried:
             return None
-        tried.sort(key=lambda t: -t[0].speedup)
         if tried[0][0].speedup > _ALMOST:
             self.almost.add(group[0])
         first, *others = (_windowed(comparison, variant) for comparison, variant in tried)
@@ -841,7 +881,7 @@ def _is_gain(comparison: Comparison) -> bool:
 
 def _is_undecided(comparison: Comparison) -> bool:
     """What looks like a gain but may be chance."""
-    return comparison.speedup > 1 + 2 * MARGIN and not _is_gain(comparison)
+    return comparison.speedup > _PROMISING and not _is_gain(comparison)
 
 
 def _longer(precision: Precision) -> Precision:

@@ -409,9 +409,26 @@ class Workbench:
         return {n: s / before for n, s in after.items() if before is not None and s is not None}
 
     def compare_window(
-        self, window: Window, variant: str, precision: Precision, label: str, decide: float
+        self,
+        window: Window,
+        variant: str,
+        precision: Precision,
+        label: str,
+        *,
+        decide: float,
+        futile: float | None = None,
+        against: str | None = None,
     ) -> Comparison:
         """Time a window against its rewritten form.
+
+        Args:
+            window: of the latest build.
+            variant: the form.
+            precision: how carefully.
+            label: for progress.
+            decide: ends as soon as the interval excludes that ratio.
+            futile: ends at a look at which the interval lies below that ratio.
+            against: another form in the place of the window as it is.
 
         Raises:
             PwoptError: one of them does not run.
@@ -423,19 +440,22 @@ class Workbench:
             variant,
             astuple(precision),
             decide,
+            futile,
+            against,
         )
         known = None if self._cache is None else self._cache.get(*key)
         if known is not None:
             return Comparison.from_json(known)
         self.check_interrupted()
         bare = replace(self.target, input_shapes={})
+        baseline = window.before if against is None else window.after[against]
         with (
-            open_session(window.before.path, bare) as before,
+            open_session(baseline.path, bare) as before,
             open_session(window.after[variant].path, bare) as after,
         ):
             rng = np.random.default_rng(self._seed)
             feeds = make_inputs(before.interface.inputs, bare, rng, sets=1)[0]
-            comparison = self._compared(before, after, feeds, precision, label, decide)
+            comparison = self._compared(before, after, feeds, precision, label, decide, futile)
         if self._cache is not None:
             self._cache.put(comparison.to_json(), *key)
         return comparison
@@ -461,6 +481,7 @@ class Workbench:
         precision: Precision,
         label: str,
         decide: float | None,
+        futile: float | None = None,
     ) -> Comparison:
         self.progress(label, 0.0)
         show = counting(self.progress, label)
@@ -480,6 +501,7 @@ class Workbench:
             rng=np.random.default_rng(self._seed),
             decide=decide,
             give_up=None if decide is None else _HOPELESS,
+            futile=futile,
             on_progress=on_progress,
         )
 

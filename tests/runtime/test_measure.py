@@ -66,6 +66,7 @@ def compared(
     time_limit_s: float = 1e9,
     precision: float = 0.01,
     give_up: float | None = None,
+    futile: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """A baseline of 5 ms against a candidate."""
@@ -79,6 +80,7 @@ def compared(
         time_limit_s=time_limit_s,
         precision=precision,
         give_up=give_up,
+        futile=futile,
         on_progress=on_progress,
         clock=machine.clock,
     )
@@ -169,6 +171,26 @@ def test_clear_losers_are_given_up_after_three_pairs() -> None:
     assert lost.ci95[1] < 0.9
     assert compared(Machine(noise=0.02), 5.3, decide=1.005, give_up=0.9).pairs > 3
     assert compared(Machine(noise=0.02), 4.0, decide=1.005, give_up=0.9).pairs > 3
+
+
+def test_what_cannot_gain_enough_is_not_timed_to_the_end() -> None:
+    def pairs(candidate_ms: float, futile: float | None) -> float:
+        found = [
+            compared(
+                Machine(n, noise=0.02),
+                candidate_ms,
+                seed=n,
+                decide=1.005,
+                futile=futile,
+                max_pairs=200,
+                precision=0.005,
+            )
+            for n in range(20)
+        ]
+        return float(np.mean([c.pairs for c in found]))
+
+    assert pairs(5.0, 1.01) < 0.6 * pairs(5.0, None)
+    assert pairs(5.0 / 1.03, 1.01) == pytest.approx(pairs(5.0 / 1.03, None), rel=0.05)
 
 
 def test_precision_is_half_the_width_relative_to_the_speedup() -> None:

@@ -46,6 +46,8 @@ class SyntheticBench:
         self.interrupted_at = -1
         self.has_windows = False
         self.windows = 0
+        self.window_ms = 1.0
+        self.direct: dict[tuple[str, str], float] = {}
         self.alone: dict[str, float] = {}
         self.prepared = True
         self.expected: dict[str, float] = {}
@@ -105,11 +107,15 @@ class SyntheticBench:
         group = str(remark.facts["signature"])
         return SimpleNamespace(name=remark.pass_name, group=group, after=dict.fromkeys(variants))
 
-    def compare_window(self, window: Any, variant: str, *_: object, **__: object) -> Comparison:
+    def compare_window(
+        self, window: Any, variant: str, *_: object, against: str | None = None, **__: object
+    ) -> Comparison:
         self.windows += 1
+        if against is not None:
+            return compared(1.0, self.direct[variant, against])
         applied = f"{window.name}/{window.group}/{variant}"
-        ratio = 1 / self.alone.get(applied, self.factors.get(applied, 1.0))
-        return compared(1.0, 1.0 / ratio)
+        time = self.alone.get(applied, self.factors.get(applied, 1.0))
+        return compared(self.window_ms, self.window_ms * time)
 
     def by_share(self, _: Build, groups: list[tuple[str, str]]) -> list[tuple[str, str]]:
         return groups
@@ -421,6 +427,22 @@ def test_windows_choose_the_form_of_every_group() -> None:
     assert found.build is not None
     reasons = {r.site: r.reason for r in found.build.remarks}
     assert reasons["g3"] == Verdict.REJECTED_SLOWER.value
+
+
+@pytest.mark.parametrize(("faster", "best"), [(0.9, "b"), (1.1, "a")])
+def test_forms_that_long_windows_do_not_tell_apart_are_timed_against_each_other(
+    faster: float, best: str
+) -> None:
+    lower: list[Site] = [("low", "g", ("a", "b", "c", "d"))]
+    factors = {"low/g/a": 0.5, "low/g/b": 0.501, "low/g/c": 0.7, "low/g/d": 0.1}
+    bench = windowed(lower, factors)
+    bench.window_ms = 100.0
+    bench.direct = {("b", "a"): faster}
+    assert kept(run(bench, Effort.QUICK)) == {f"low/g/{best}"}
+    assert bench.windows == 4, "c is clearly behind, which ends the list"
+    bench = windowed(lower, factors)
+    assert kept(run(bench, Effort.QUICK)) == {"low/g/a"}
+    assert bench.windows == 3, "b and c are behind, and short windows say so by themselves"
 
 
 def test_gains_of_windows_that_the_whole_model_does_not_show_are_dropped() -> None:
