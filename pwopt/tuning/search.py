@@ -202,12 +202,18 @@ def settle(bench: Workbench, build: Build) -> Build:
     if objection is not None:
         _assert_base_is_fine(bench, build)
     while objection is not None:
-        worst = first_bad(build.proposed, partial(_is_objectionable, bench, build.rulings))
+        worst = first_bad(_last(build), partial(_is_objectionable, bench, build.rulings))
         guilty = next(r for r in build.remarks if r.ordinal == worst)
         group = (guilty.pass_name, str(guilty.facts["signature"]))
         build = bench.build(_with_group(build.rulings, group, objection))
         objection = bench.objection(build)
     return build
+
+
+def _last(build: Build) -> int:
+    """The highest ordinal of *build* that the user's limit admits."""
+    limit = build.rulings.limit
+    return build.proposed if limit is None else min(limit, build.proposed)
 
 
 def _is_objectionable(bench: Workbench, rulings: Rulings, limit: int) -> bool:
@@ -328,7 +334,7 @@ class _Search:
         """Each lowering pass on what is held yet, sharing the time."""
         names = [p.name for p in self.bench.lower]
         for position, name in enumerate(names):
-            self._share_time(len([n for n in names[position:] if _groups(best, n, Kind.HELD)]))
+            self._share_time(len([n for n in names[position:] if self._open_groups(best, n)]))
             best = self._lower(best, name)
         self.slot = self.deadline
         return best
@@ -342,8 +348,8 @@ class _Search:
         of which no group gains by itself, but some nearly, for sites may help each other. Where
         some gain, those that nearly do are tried beside them.
         """
-        groups = _groups(best, name, Kind.HELD)
-        if not groups or self.rulings.limit is not None:
+        groups = self._open_groups(best, name)
+        if not groups:
             return best
         groups = self.bench.by_share(best, groups)
         gains: list[_Gain] = []
@@ -351,7 +357,7 @@ class _Search:
         for group in groups:
             if not self._time_left():
                 break
-            sites = [r for r in _sites(best, name) if r.facts["signature"] == group[1]]
+            sites = [r for r in self._open_sites(best, name) if r.facts["signature"] == group[1]]
             window = self.bench.cut(best, sites[0], offered_forms(sites[0]))
             if window is None:
                 uncut.append(group)
@@ -751,11 +757,11 @@ class _Search:
         Found by bisection over the ordinals; ``None`` if there is none, or no time.
         """
         self.slot = self.deadline
-        if self.rulings.limit is not None or not best.applied or not self._time_left():
+        if not best.applied or not self._time_left():
             return None
         if self._is_slow_up_to(best, 0):
             return None
-        worst = first_bad(best.proposed, partial(self._is_slow_up_to, best))
+        worst = first_bad(_last(best), partial(self._is_slow_up_to, best))
         guilty = next(r for r in best.remarks if r.ordinal == worst)
         if guilty.kind is not Kind.APPLIED or guilty.pass_name == Canonicalise.name:
             return None
@@ -856,6 +862,16 @@ class _Search:
             anew=True,
             reopened=times,
         )
+
+    def _open_sites(self, best: Build, name: str) -> Iterator[Remark]:
+        """Sites of a pass that the user's limit of ordinals admits."""
+        limit = self.rulings.limit
+        return (r for r in _sites(best, name) if limit is None or (r.ordinal or 0) <= limit)
+
+    def _open_groups(self, best: Build, name: str) -> list[tuple[str, str]]:
+        """Groups of equal sites that are held and that the user's limit admits."""
+        held = (r for r in self._open_sites(best, name) if r.kind is Kind.HELD)
+        return list(dict.fromkeys((name, str(r.facts["signature"])) for r in held))
 
     def _rule_pass(self, name: str, ruling: Ruling) -> None:
         self.rulings = _with_pass(self.rulings, name, ruling)

@@ -429,6 +429,19 @@ def test_windows_choose_the_form_of_every_group() -> None:
     assert reasons["g3"] == Verdict.REJECTED_SLOWER.value
 
 
+def test_a_limit_of_ordinals_holds_for_lowering_too() -> None:
+    lower: list[Site] = [("low", f"g{n}", ("a", "b")) for n in (1, 2, 3)]
+    factors = {f"low/g{n}/b": 0.5 for n in (1, 2, 3)}
+    bench = windowed(lower, factors)
+    found = search(cast("Workbench", bench), Effort.QUICK, Rulings(limit=2))
+    assert kept(found) == {"low/g1/b", "low/g2/b"}
+    assert bench.windows == 4, "what may not be applied is not timed"
+    wrong = windowed(lower, factors)
+    wrong.wrong = {"low/g2/b", "low/g3/a"}
+    found = search(cast("Workbench", wrong), Effort.QUICK, Rulings(limit=2))
+    assert kept(found) == {"low/g1/b"}
+
+
 @pytest.mark.parametrize(("faster", "best"), [(0.9, "b"), (1.1, "a")])
 def test_forms_that_long_windows_do_not_tell_apart_are_timed_against_each_other(
     faster: float, best: str
