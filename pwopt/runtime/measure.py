@@ -178,7 +178,7 @@ class WarmSampler:
         """Run until two runs in a row are no faster than before (at most 20 runs or 1 s)."""
         fastest = _timed_ns(run, clock_ns)
         total, runs, steady = fastest, 1, 0
-        while runs < 2 or (steady < 2 and runs < _WARM_UP_RUNS and total < _WARM_UP_NS):
+        while steady < 2 and runs < _WARM_UP_RUNS and total < _WARM_UP_NS:
             elapsed = _timed_ns(run, clock_ns)
             steady = steady + 1 if elapsed > _STILL_FALLING * fastest else 0
             fastest = min(fastest, elapsed)

@@ -284,6 +284,9 @@ def test_warming_up_goes_on_while_runs_get_faster_within_bounds() -> None:
     slow = Model(900_000_000)
     WarmSampler.warmed_up(slow.run, clock_ns=slow.clock_ns)
     assert slow.runs == 2
+    slower = Model(1_100_000_000)
+    WarmSampler.warmed_up(slower.run, clock_ns=slower.clock_ns)
+    assert slower.runs == 1
 
 
 def test_sessions_are_compared_with_the_collector_off(tmp_path: Path) -> None:
