@@ -124,21 +124,36 @@ def noisy() -> Data:
     return [feed(p) for p in grey_crops(24, 96)], [feed(p) for p in bsd]
 
 
+MOST_DB = 60.0
+"""What counts as the same image."""
+
+
+def own_psnr(outputs: dict[str, Array], batch: Batch) -> Array:
+    """Decibels against the original's output, which is the target."""
+    (ours,) = outputs.values()
+    error = np.square(ours - np.asarray(batch.targets)).mean(axis=(1, 2, 3), dtype=np.float64)
+    return np.asarray(-10 * np.log10(np.maximum(error, 10 ** (-MOST_DB / 10))))
+
+
+own_psnr.unit = "dB"  # type: ignore[attr-defined]
+
+
 def photographs() -> Data:
-    """Colour photographs to calibrate with, Set5 to judge on."""
-    calibration = [
-        middle(np.asarray(Image.open(path).convert("RGB"), np.float32) / 255, 64)
-        for path in sorted((zoo() / "data" / "imagenet_val_800").glob("*.JP*G"))[:32]
-    ]
-    judged = [
-        middle(np.asarray(Image.open(path).convert("RGB"), np.float32) / 255, 128)
-        for path in sorted((zoo() / "data" / "set5").glob("*.png"))
-    ]
-    both = [
-        [{"data": np.ascontiguousarray(p.transpose(2, 0, 1)[None])} for p in part]
-        for part in (calibration, judged)
-    ]
-    return both[0], both[1]
+    """Colour photographs to calibrate with, others to judge on."""
+    paths = sorted((zoo() / "data" / "imagenet_val_800").glob("*.JP*G"))
+
+    def feeds_of(some: list[Path], side: int) -> Iterator[dict[str, Any]]:
+        for path in some:
+            pixels = np.asarray(Image.open(path).convert("RGB"), np.float32) / 255
+            yield {"data": middle(pixels, side).transpose(2, 0, 1)[None].copy()}
+
+    model = zoo() / "models" / "realesr_animevideov3_x2.onnx"
+    with open_session(model, Target(threads=1)) as session:
+        judged = [
+            {**feed, "targets": next(iter(session.run(feed).values()))}
+            for feed in feeds_of(paths[400:432], 128)
+        ]
+    return list(feeds_of(paths[:32], 64)), judged
 
 
 def pooled_cosine(outputs: dict[str, Array], batch: Batch) -> Array:
@@ -210,8 +225,8 @@ CASES = (
         "realesr_animevideov3_x2",
         photographs,
         "1.6x faster at 40 dB against its own output",
-        speedup=1.6,
-        metric="psnr",
+        drop=MOST_DB - 40,
+        metric="benchmarks.factorize:own_psnr",
         shapes={"data": (1, 3, 128, 128)},
     ),
     Case(
