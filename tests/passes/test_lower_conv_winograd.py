@@ -18,6 +18,7 @@ from pwopt import models
 from pwopt.errors import UsageError
 from pwopt.passes import parse_spec
 from pwopt.passes.lower_conv_winograd import LowerConvWinograd
+from pwopt.remark import Kind
 from tests.passes.harness import (
     Array,
     Outcome,
@@ -709,7 +710,8 @@ def test_every_spatial_conv_of_a_network(name: str, expected: int, variant: str)
     assert_same_outputs(proto, out.model, np.random.default_rng(8), factor=10)
 
 
-def test_a_residual_block() -> None:
+@pytest.mark.parametrize(("height", "width"), [(12, 13), ("H", "W")])
+def test_a_residual_block(height: int | str, width: int | str) -> None:
     rng = np.random.default_rng(6)
     weights = {
         name: (rng.standard_normal((16, 16, 3, 3)) / 12).astype(np.float32) for name in ("w1", "w2")
@@ -722,15 +724,30 @@ def test_a_residual_block() -> None:
             node("Add", ["c2", "x"], ["s"]),
             node("Relu", ["s"], ["y"]),
         ],
-        {"x": ["N", 16, 12, 13]},
-        {"y": ["N", 16, 12, 13]},
+        {"x": ["N", 16, height, width]},
+        {"y": ["N", 16, height, width]},
         weights,
     )
     for variant in SQUARE:
         form, tile = variant.split("-f")
         out = run_pass(LowerConvWinograd(form, int(tile)), proto)
         assert out.applied == 2
-        assert_same_outputs(proto, out.model, rng, N=3, factor=3)
+        assert_same_outputs(proto, out.model, rng, N=3, H=9, W=14, factor=3)
+
+
+def test_equal_layers_of_open_size_are_one_group() -> None:
+    """They are timed once; ONNX's inference gives each layer's sizes names of their own."""
+    weights = {k: Spec().weights()["w"] for k in ("w1", "w2", "w3")}
+    chain = ["x", "a", "b", "y"]
+    nodes = [
+        node("Conv", [chain[i], f"w{i + 1}"], [chain[i + 1]], pads=[1, 1, 1, 1]) for i in range(3)
+    ]
+    proto = model(nodes, {"x": [1, 16, "H", "W"]}, {"y": [None] * 4}, weights)
+    outcome = run_pass(LowerConvWinograd(), proto)
+    applied = [r for r in outcome.remarks if r.kind is Kind.APPLIED]
+    assert len(applied) == 3
+    # What a model declares of its output is left alone.
+    assert len({r.facts["signature"] for r in applied[:2]}) == 1
 
 
 def test_replacing_the_pads_changes_the_border_only() -> None:
