@@ -72,6 +72,9 @@ _LAYER_ERROR: Final = 1e-6
 _FEW_TILES: Final = 8
 """Fewer tiles than this do not amortise reading the weights of 36 taps."""
 
+_FEW_CHANNELS: Final = 96
+"""Up to so many, large images are better transformed along one axis."""
+
 _CACHED_BYTES: Final = 2 << 20
 """A transformed input beyond this is better made and used band by band."""
 
@@ -697,13 +700,16 @@ def _by_promise(plans: tuple[Plan, ...], cin: int, size: tuple[Dim, Dim]) -> tup
     """In the order that shapes like this mostly have: the tuner stops behind a leader.
 
     Where there are few tiles, the weights of many taps are read for little; where there are many,
-    what is transformed does not stay in a cache.
+    what is transformed does not stay in a cache, and for few channels it costs more than two axes
+    save.
     """
     tiles = math.prod(-(-_or(_USUAL_SIZE, n) // 4) for n in size)
     if tiles < _FEW_TILES:
         order = ["2d-f2", "1d-f4", "2d-f4"]
     elif 36 * 4 * cin * tiles > _CACHED_BYTES:
         order = ["2d-bands-f4", "1d-f6", "2d-f4", "1d-f4"]
+        if cin <= _FEW_CHANNELS:
+            order[:2] = ["1d-f6", "2d-bands-f4"]
     else:
         order = ["2d-f4", "1d-f4", "2d-bands-f4", "2d-f2", "1d-f6"]
     ranks = {name: rank for rank, name in enumerate(order)}

@@ -373,6 +373,9 @@ def test_the_order_of_variants_follows_the_shape() -> None:
     large = offered(Spec(dims=(1, 128, 56, 56)), LowerConvWinograd())
     assert large[:2] == ["2d-bands-f4", "1d-f6"]
     assert sorted(few) == sorted(large) == sorted(SQUARE)
+    for size in ((160, 160), ("H", "W"), ("H", 160)):
+        narrow = offered(Spec(dims=(1, 64, *size)), LowerConvWinograd())
+        assert narrow[:2] == ["1d-f6", "2d-bands-f4"]
 
 
 def test_larger_errors_allow_larger_tiles() -> None:
