@@ -334,7 +334,7 @@ class _Search:
         """Each lowering pass on what is held yet, sharing the time."""
         names = [p.name for p in self.bench.lower]
         for position, name in enumerate(names):
-            self._share_time(len([n for n in names[position:] if self._open_groups(best, n)]))
+            self._share_time(best, names[position:])
             best = self._lower(best, name)
         self.slot = self.deadline
         return best
@@ -351,7 +351,8 @@ class _Search:
         groups = self._open_groups(best, name)
         if not groups:
             return best
-        groups = self.bench.by_share(best, groups)
+        expected = self.bench.expected_seconds(best, groups)
+        groups.sort(key=lambda g: -expected[g])
         gains: list[_Gain] = []
         uncut = []
         for group in groups:
@@ -590,7 +591,7 @@ class _Search:
             ]
             trial = start
             for position, name in enumerate(fresh):
-                self._share_time(len(fresh) - position)
+                self._share_time(start, fresh[position:])
                 trial = self._lower(trial, name)
             self.slot = self.deadline
             if trial.written.sha256 not in (start.written.sha256, best.written.sha256):
@@ -876,10 +877,23 @@ class _Search:
     def _rule_pass(self, name: str, ruling: Ruling) -> None:
         self.rulings = _with_pass(self.rulings, name, ruling)
 
-    def _share_time(self, passes: int) -> None:
-        """Give the next one of so many *passes* its part of the time that is left."""
+    def _share_time(self, best: Build, names: list[str]) -> None:
+        """Give the first of *names* its part of the time that is left.
+
+        Half of the time is shared evenly among the passes that have something to try, half by
+        what they expect their sites to take: where one holds nearly all of a slow model, it needs
+        more than the others.
+        """
+        groups = {n: held for n in names if (held := self._open_groups(best, n))}
+        if names[0] not in groups:
+            return
+        expected = self.bench.expected_seconds(best, [g for held in groups.values() for g in held])
+        total = sum(expected.values())
+        part = even = 1 / len(groups)
+        if total > 0:
+            part = (even + sum(expected[g] for g in groups[names[0]]) / total) / 2
         now = time.monotonic()
-        self.slot = now + max(self.deadline - now, 0.0) / max(passes, 1)
+        self.slot = now + part * max(self.deadline - now, 0.0)
 
     def _seconds_left(self) -> float:
         return max(self.slot - time.monotonic(), 0.0)

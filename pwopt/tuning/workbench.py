@@ -375,13 +375,13 @@ class Workbench:
 
         return cut_window(self.driver, pass_, remark, variants, dims, keep)
 
-    def by_share(self, build: Build, groups: Sequence[Group]) -> list[Group]:
-        """*groups* of equal sites in *build*, those first that all of the sites spend most in.
+    def expected_seconds(self, build: Build, groups: Sequence[Group]) -> dict[Group, float]:
+        """What all sites of each of *groups* in *build* take together, by estimate.
 
-        By estimate; in the order given on a device.
+        On a device, of which nothing is known, no time at all.
         """
         if self.target.provider != "cpu":
-            return list(groups)
+            return dict.fromkeys(groups, 0.0)
         self.build(build.rulings)
         facts = self.driver.facts
         dims = concrete_dims(self.driver.model, self.target.input_shapes)
@@ -397,7 +397,7 @@ class Workbench:
             each = None if match is None else window_seconds(match.nodes, facts, dims)
             return len(sites) * (each or 0.0)
 
-        return sorted(groups, key=seconds, reverse=True)
+        return {group: seconds(group) for group in groups}
 
     def estimate(self, window: Window) -> dict[str, float]:
         """What the analytic model expects: time after over time before, by variant.

@@ -13,6 +13,7 @@ from pwopt.errors import PwoptError, VerificationError
 from pwopt.graph import Written
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import Comparison, Latency
+from pwopt.tuning import search as search_module
 from pwopt.tuning.pipeline import Ruling, Rulings, StopReason
 from pwopt.tuning.search import Effort, Found, confirm, search, settle
 from pwopt.tuning.workbench import Build, InterruptedSearch, Workbench
@@ -52,6 +53,7 @@ class SyntheticBench:
         self.prepared = True
         self.expected: dict[str, float] = {}
         self.original_ms = 1.0
+        self.seconds: dict[str, float] = {}
         self.crashing: set[str] = set()
 
     def progress(self, *_: object) -> None:
@@ -67,7 +69,7 @@ class SyntheticBench:
                 ruling = Ruling(Verdict.HELD)
             variant = ruling.variant or variants[0]
             facts: dict[str, Any] = {"signature": group}
-            if len(variants) > 1:
+            if variants != ("default",):
                 facts["variants"] = list(variants)
             remarks.append(
                 Remark(ordinal, name, group, ruling.verdict.kind, ruling.verdict.value, facts)
@@ -117,8 +119,10 @@ class SyntheticBench:
         time = self.alone.get(applied, self.factors.get(applied, 1.0))
         return compared(self.window_ms, self.window_ms * time)
 
-    def by_share(self, _: Build, groups: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        return groups
+    def expected_seconds(
+        self, _: Build, groups: list[tuple[str, str]]
+    ) -> dict[tuple[str, str], float]:
+        return {group: self.seconds.get(group[0], 0.0) for group in groups}
 
     def estimate(self, window: Any) -> dict[str, float]:
         return {
@@ -390,6 +394,29 @@ def test_simplifications_of_a_model_that_runs_for_seconds_share_one_verdict() ->
     assert slow.comparisons < bench.comparisons
     ruling = found.rulings.find("s1", "g")
     assert ruling.facts["measured"] == "all simplifications together"
+
+
+def test_a_pass_that_holds_most_of_the_model_has_most_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow(SyntheticBench):
+        now = 0.0
+
+        def compare_window(self, *args: Any, **kwargs: Any) -> Comparison:
+            self.now += 8.0
+            return super().compare_window(*args, **kwargs)
+
+    def found(seconds: dict[str, float]) -> set[str]:
+        heavy: list[Site] = [("heavy", f"h{i}", ("a",)) for i in range(5)]
+        others: list[Site] = [(name, "o", ("a",)) for name in ("light", "lighter")]
+        bench = Slow([], [*heavy, *others], {f"heavy/h{i}/a": 0.9 for i in range(5)})
+        bench.has_windows = True
+        bench.seconds = seconds
+        monkeypatch.setattr(search_module, "time", SimpleNamespace(monotonic=lambda: bench.now))
+        return kept(run(bench, Effort.QUICK))
+
+    assert len(found({"heavy": 1.0, "light": 0.1, "lighter": 0.1})) == 5
+    assert len(found({})) < 5
 
 
 def test_an_earlier_end_is_confirmed_or_dropped() -> None:
