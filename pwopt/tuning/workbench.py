@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import astuple, dataclass, replace
@@ -195,7 +196,8 @@ class Workbench:
     def build(self, rulings: Rulings, written: Written | None = None) -> Build:
         """Run the passes under *rulings* on the loaded model and save the result.
 
-        The driver's model is that of the latest build.
+        The driver's model is that of the latest build. The file goes when nothing refers to what
+        was written any more: a search may try many models of half a gigabyte.
 
         Args:
             rulings: what to do with each candidate.
@@ -207,7 +209,9 @@ class Workbench:
         stop = run_passes(self.driver, self.simplify, self.lower, rulings, self.review)
         # A folder each, so that external data bears the same name and equal models are equal files.
         if written is None:
-            written = save(self.driver.model, self._new_folder() / "model.onnx", durable=False)
+            folder = self._new_folder()
+            written = save(self.driver.model, folder / "model.onnx", durable=False)
+            weakref.finalize(written, shutil.rmtree, folder, ignore_errors=True)
         self._latest = Build(
             rulings,
             written,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -106,3 +107,16 @@ def test_nothing_stays_open_beside_what_is_compared_or_verified(
     monkeypatch.setattr(Reference, "verify", lambda *_: beside.append(len(bench._sessions)))
     bench.verify(lowered)
     assert beside == [0]
+
+
+def test_the_file_of_a_build_goes_with_what_refers_to_it(bench: Workbench) -> None:
+    kept = bench.build(HELD)
+    dropped = bench.build(Rulings())
+    path = dropped.written.path
+    assert path.exists()
+    del dropped
+    again = bench.build(HELD)
+    gc.collect()
+    assert not path.exists()
+    assert kept.written.path.exists()
+    assert again.written.sha256 == kept.written.sha256
