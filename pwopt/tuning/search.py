@@ -41,10 +41,9 @@ _REOPENINGS = 2
 _ALMOST = 0.95
 """Sites that lose more than this in their windows are not tried all together."""
 _LONG_MS = 50.0
-"""Forms in windows that take longer are timed once, in few pairs, and one that is clearly behind
-the leader ends the list; those that are not are timed against the leader itself."""
-_RIVALS = 2
-"""How many of them at most."""
+"""Forms in windows that take longer are timed once, in few pairs."""
+_CLOSE_BEHIND = 0.95
+"""There, a form that has less than this part of the leader's speedup ends the list."""
 _PATIENCE = 5
 """How much longer a promising but undecided comparison may take."""
 _SHARE = 1 / 3
@@ -418,46 +417,18 @@ class _Search:
             leader = max((c for c, _ in tried), key=lambda c: c.speedup, default=None)
             if leader is None or comparison.speedup > leader.speedup:
                 behind = 0
-            elif not self._is_long(comparison):
-                behind += 1
-            elif comparison.ci95[1] < leader.ci95[0]:
+            elif self._is_long(comparison) and comparison.speedup < _CLOSE_BEHIND * leader.speedup:
                 behind = patience
+            else:
+                behind += 1
             tried.append((comparison, variant))
         if failure is not None and not tried:
             raise failure
-        return self._judged(group, len(sites), self._ranked(window, tried, group[0]))
+        return self._judged(group, len(sites), tried)
 
     def _is_long(self, comparison: Comparison) -> bool:
         """Whether its window takes so long that it was timed in few pairs."""
         return comparison.baseline.median_ms > _LONG_MS and not self.thorough
-
-    def _ranked(
-        self, window: Window, tried: list[tuple[Comparison, str]], name: str
-    ) -> list[tuple[Comparison, str]]:
-        """What was *tried*, the fastest first; timed directly where few pairs cannot tell."""
-        tried = sorted(tried, key=lambda t: -t[0].speedup)
-        if not tried or not self._is_long(tried[0][0]):
-            return tried
-        first = tried[0][0]
-        rivals = [t for t in tried[1:] if _is_gain(t[0]) and t[0].ci95[1] >= first.ci95[0]]
-        for rival in rivals[:_RIVALS]:
-            if not self._time_left():
-                break
-            try:
-                direct = self.bench.compare_window(
-                    window,
-                    rival[1],
-                    self.budget.window,
-                    f"timing {name}, form by form",
-                    decide=1.0,
-                    against=tried[0][1],
-                )
-            except PwoptError:  # both run, but perhaps not beside each other
-                continue
-            if direct.speedup > 1:
-                tried.remove(rival)
-                tried.insert(0, rival)
-        return tried
 
     def _compare_window(self, window: Window, variant: str, name: str) -> Comparison:
         """What looks like a gain but may be chance is timed once more, unless it takes long."""
@@ -477,9 +448,10 @@ class _Search:
     def _judged(
         self, group: tuple[str, str], sites: int, tried: list[tuple[Comparison, str]]
     ) -> _Gain | None:
-        """The gain of the first form that was *tried*; ``None`` rules the group out, if any was."""
+        """The gain of the best form that was *tried*; ``None`` rules the group out, if any was."""
         if not tried:
             return None
+        tried.sort(key=lambda t: -t[0].speedup)
         if tried[0][0].speedup > _ALMOST:
             self.almost.add(group[0])
         first, *others = (_windowed(comparison, variant) for comparison, variant in tried)

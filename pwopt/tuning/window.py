@@ -1,7 +1,8 @@
 """A rewrite in a window of its graph: the site with its neighbours, before and after.
 
 A convolution alone would pay for changes of layout at its edges that it does not pay for in its
-region, so a window reaches to the next convolution or matrix product on each side.
+region, so a window reaches to the next convolution or matrix product on each side. A site that
+takes long goes without the one before it: there every form pays for the same change of layout.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pwopt.cost import window_seconds
 from pwopt.errors import InvalidModelError
 from pwopt.graph import Node, Tensor, parse
 from pwopt.graph.extract import extract
@@ -27,6 +29,8 @@ __all__ = ["Form", "Window", "cut_window", "find_match"]
 
 _ANCHORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 """Operators that a window ends with: their kernels decide the layout around them."""
+_LONG_S = 0.02
+"""Sites that are expected to take longer; there are few pairs in the time for timing them."""
 _MOST_NODES = 48
 _MOST_ADDED = 400
 """A rewritten window may hold so many nodes more; the taps of a lowered convolution are many."""
@@ -87,7 +91,8 @@ def cut_window(
     if match is None:
         return None
     facts, rewriter = driver.facts, driver.rewriter
-    nodes = _grown(driver, match)
+    expected_s = window_seconds(match.nodes, facts, dims)
+    nodes = _grown(driver, match, behind_anchors=(expected_s or 0.0) > _LONG_S)
     if nodes is None:
         return None
     try:
@@ -129,8 +134,11 @@ def find_match(driver: Driver, pass_: AnyPass, remark: Remark) -> Match | None:
     return None
 
 
-def _grown(driver: Driver, match: Match) -> list[Node] | None:
-    """The nodes of *match*, and around them all up to the next anchor on each path."""
+def _grown(driver: Driver, match: Match, *, behind_anchors: bool) -> list[Node] | None:
+    """The nodes of *match*, and around them all up to the next anchor on each path.
+
+    With *behind_anchors* those in front of them stay outside.
+    """
     facts = driver.facts
     chosen = {id(node): node for node in match.nodes}
 
@@ -138,12 +146,13 @@ def _grown(driver: Driver, match: Match) -> list[Node] | None:
         while frontier:
             node = frontier.pop()
             for near in _producers(driver, node) if step else _readers(driver, node):
-                if id(near) in chosen:
+                is_anchor = facts.is_op(near, *_ANCHORS)
+                if id(near) in chosen or (is_anchor and step and behind_anchors):
                     continue
                 chosen[id(near)] = near
                 if len(chosen) > _MOST_NODES:
                     return False
-                if not facts.is_op(near, *_ANCHORS):
+                if not is_anchor:
                     frontier.append(near)
         return True
 

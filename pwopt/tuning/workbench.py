@@ -421,7 +421,6 @@ class Workbench:
         *,
         decide: float,
         futile: float | None = None,
-        against: str | None = None,
     ) -> Comparison:
         """Time a window against its rewritten form.
 
@@ -432,7 +431,6 @@ class Workbench:
             label: for progress.
             decide: ends as soon as the interval excludes that ratio.
             futile: ends at a look at which the interval lies below that ratio.
-            against: another form in the place of the window as it is.
 
         Raises:
             PwoptError: one of them does not run.
@@ -445,16 +443,14 @@ class Workbench:
             astuple(precision),
             decide,
             futile,
-            against,
         )
         known = None if self._cache is None else self._cache.get(*key)
         if known is not None:
             return Comparison.from_json(known)
         self.check_interrupted()
         bare = replace(self.target, input_shapes={})
-        baseline = window.before if against is None else window.after[against]
         with (
-            open_session(baseline.path, bare) as before,
+            open_session(window.before.path, bare) as before,
             open_session(window.after[variant].path, bare) as after,
         ):
             rng = np.random.default_rng(self._seed)

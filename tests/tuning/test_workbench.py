@@ -18,6 +18,7 @@ from pwopt.passes.lower_conv_winograd import LowerConvWinograd
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import Reference, resolve
 from pwopt.target import Target
+from pwopt.tuning import window as window_module
 from pwopt.tuning.candidate import offered_forms
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.pipeline import Ruling, Rulings
@@ -120,3 +121,16 @@ def test_the_file_of_a_build_goes_with_what_refers_to_it(bench: Workbench) -> No
     assert not path.exists()
     assert kept.written.path.exists()
     assert again.written.sha256 == kept.written.sha256
+
+
+@pytest.mark.parametrize(("seconds", "convolutions"), [(0.001, 3), (1.0, 2)])
+def test_the_window_of_a_long_site_goes_without_what_is_before_it(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, seconds: float, convolutions: int
+) -> None:
+    monkeypatch.setattr(window_module, "window_seconds", lambda *_: seconds)
+    build = bench.build(HELD)
+    middle = [r for r in build.remarks if r.kind is Kind.HELD][1]
+    window = bench.cut(build, middle, offered_forms(middle)[:1])
+    assert window is not None
+    ops = [node.op_type for node in onnx.load(window.before.path).graph.node]
+    assert ops.count("Conv") == convolutions
