@@ -21,7 +21,7 @@ from benchmarks.tasks import Task, find_tasks
 from benchmarks.zoo import SHAPES
 from pwopt.report.json import to_json
 from pwopt.report.terminal import accuracy_text
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 
 RECORD = Path(__file__).parent / "records" / "accuracy-exact.json"
 

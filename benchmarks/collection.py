@@ -23,7 +23,7 @@ import pwopt
 from benchmarks.conditions import conditions
 from benchmarks.zoo import Entry, collection
 from pwopt.report.json import to_json
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 
 HERE = Path(__file__).parent
 RECORD = HERE / "records" / "collection-{effort}-{threads}.json"

@@ -34,7 +34,7 @@ from pwopt import models
 from pwopt.errors import PwoptError
 from pwopt.report.json import to_json
 from pwopt.runtime import resolve
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 
 HERE = Path(__file__).parent
 RECORD = HERE / "records" / "cuda.json"

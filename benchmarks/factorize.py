@@ -37,8 +37,8 @@ from pwopt.report.json import dump, to_json
 from pwopt.report.terminal import accuracy_text
 from pwopt.runtime import compare, input_sets, open_session, resolve
 from pwopt.target import Target
+from pwopt.tuning.effort import Effort
 from pwopt.tuning.factorize import Fitting, base_model, fitted, written
-from pwopt.tuning.search import Effort
 
 RECORD = Path(__file__).parent / "records" / "factorize-1.json"
 ABLATION = RECORD.with_name("factorize-ablation.json")

@@ -24,7 +24,7 @@ from benchmarks.zoo import collection
 from pwopt.runtime import Comparison, Session, make_inputs, open_session
 from pwopt.runtime.measure import WarmSampler, compare_samplers
 from pwopt.target import Target
-from pwopt.tuning.search import MARGIN
+from pwopt.tuning.verdicts import MARGIN
 
 RECORD = Path(__file__).parent / "records" / "honesty.json"
 PLANTED = 0.03

@@ -29,7 +29,7 @@ from pwopt.remark import Kind
 from pwopt.report.files import write_report
 from pwopt.report.json import read_script
 from pwopt.runtime import Comparison, compare, make_inputs, open_session
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 
 RECORD = Path(__file__).parent / "records" / "noisy.json"
 MODELS = (

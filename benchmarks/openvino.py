@@ -24,7 +24,7 @@ from benchmarks.conditions import conditions
 from benchmarks.peers import deviation, rounds
 from benchmarks.zoo import Entry, collection
 from pwopt.runtime import Feeds, make_inputs, median_interval, open_session, resolve
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 
 HERE = Path(__file__).parent
 RECORD = HERE / "records" / "openvino-{threads}.json"

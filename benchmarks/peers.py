@@ -34,7 +34,7 @@ from pwopt.runtime import (
     resolve,
 )
 from pwopt.target import Target
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 
 RECORD = Path(__file__).parent / "records" / "peers-{threads}.json"
 _SAMPLE_S = 0.005

@@ -26,7 +26,7 @@ from benchmarks.peers import opened_anew
 from pwopt import models
 from pwopt.passes import SIMPLIFY
 from pwopt.runtime import make_inputs, median_interval, open_session, resolve
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 from tests.passes.tangled import tangle
 
 RECORD = Path(__file__).parent / "records" / "tangled-1.json"

@@ -378,7 +378,7 @@ def optimize(
     from pwopt import passes as catalogue
     from pwopt.report.json import read_script
     from pwopt.tuning.cache import default_folder
-    from pwopt.tuning.search import Effort
+    from pwopt.tuning.effort import Effort
 
     options = line.Options(
         effort=Effort(effort),

@@ -16,7 +16,8 @@ from pwopt.remark import Verdict
 from pwopt.runtime import Comparison
 from pwopt.runtime.providers import find_provider
 from pwopt.target import Target
-from pwopt.tuning.search import MARGIN, Effort
+from pwopt.tuning.effort import Effort
+from pwopt.tuning.verdicts import MARGIN
 from pwopt.tuning.workbench import Precision, Workbench
 
 __all__ = ["OptionTrial", "OptionsFound", "seconds_for_options", "try_options"]

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 from typing import TypeAlias
 
@@ -19,21 +18,35 @@ from pwopt.errors import PwoptError, VerificationError
 from pwopt.graph import Written
 from pwopt.passes import Canonicalise
 from pwopt.remark import Fact, Kind, Remark, Verdict
-from pwopt.runtime import Comparison, Latency
+from pwopt.runtime import Comparison
 from pwopt.tuning.candidate import offered_forms
+from pwopt.tuning.effort import BUDGETS, Budget, Effort, least_seconds, longer
 from pwopt.tuning.pipeline import Ruling, Rulings
 from pwopt.tuning.replay import first_bad
+from pwopt.tuning.verdicts import (
+    CERTAIN,
+    MARGIN,
+    OBJECTIONS,
+    PROMISING,
+    Walkover,
+    facts_of,
+    groups_of,
+    is_close,
+    is_gain,
+    is_loss,
+    is_undecided,
+    ruling_of,
+    sites_of,
+    variants_of,
+    windowed,
+    with_group,
+    with_pass,
+)
 from pwopt.tuning.window import Window
 from pwopt.tuning.workbench import Build, InterruptedSearch, Precision, Workbench
 
-__all__ = ["Effort", "Found", "confirm", "search", "settle"]
+__all__ = ["Found", "confirm", "search", "settle"]
 
-MARGIN = 0.005
-"""A rewrite stays only if the worse end of its interval shows more than this gain."""
-
-
-_PROMISING = 1 + 2 * MARGIN
-"""What looks like less is no gain; a form in a window that cannot be more is not timed further."""
 _BEYOND_PLACEMENT = 1.03
 """Smaller gains are looked at again with sessions opened anew, for it may be where they lie."""
 _REOPENINGS = 2
@@ -44,12 +57,9 @@ _LONG_MS = 50.0
 """Forms in windows that take longer are timed once, in few pairs."""
 _CLOSE_BEHIND = 0.95
 """There, a form that has less than this part of the leader's speedup ends the list."""
-_PATIENCE = 5
-"""How much longer a promising but undecided comparison may take."""
 _SHARE = 1 / 3
 """The part of the time left that may go into one question: into telling simplifications apart,
 which share a verdict else, or into timing once more what is undecided."""
-_OBJECTIONS = (Verdict.REJECTED_WRONG, Verdict.REJECTED_SIZE, Verdict.REJECTED_FAILED)
 _HOPELESS = 3.0
 """Forms that the analytic model expects to take so many times as long are not timed; a wide
 margin, for it is a roofline and knows no kernel."""
@@ -59,36 +69,8 @@ _BESIDE: dict[str, Fact] = {"measured": "beside all other rewrites"}
 _TOGETHER: dict[str, Fact] = {"measured": "all simplifications together"}
 _DONE = "nothing left to try"
 _TAKEN_BACK = "; what was slower against the original was taken back"
-_CERTAIN = 1000.0
-"""Stands for the speedup over a model that does not run."""
 _CONFIRMING = 0.04
 """The part of the first run's seconds that confirming its end may take; a tenth is promised."""
-
-
-class Effort(StrEnum):
-    """How much time to spend."""
-
-    NONE = "none"
-    QUICK = "quick"
-    FULL = "full"
-
-
-@dataclass(frozen=True)
-class _Budget:
-    total_s: float
-    window: Precision
-    trial: Precision
-    confirm: Precision
-
-
-_BUDGETS = {
-    Effort.QUICK: _Budget(
-        60.0, Precision(7, 201, 1.0), Precision(7, 201, 3.0), Precision(11, 301, 5.0)
-    ),
-    Effort.FULL: _Budget(
-        1200.0, Precision(11, 301, 4.0), Precision(11, 301, 12.0), Precision(21, 501, 15.0)
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -100,18 +82,6 @@ class _Gain:
     saved_ms: float
     others: tuple[Ruling, ...] = ()
     """Forms that gain too, if less: for where the first one is too inaccurate or too large."""
-
-
-@dataclass(frozen=True)
-class _Walkover(Comparison):
-    """A comparison that one side loses because it does not run."""
-
-    failure: str = ""
-
-    @classmethod
-    def of(cls, speedup: float, failure: str) -> _Walkover:
-        nothing = Latency(0.0, (0.0, 0.0), 0)
-        return cls(nothing, nothing, speedup, (speedup, speedup), 0, stable=True, failure=failure)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +114,7 @@ def search(
         rulings: what the user decided already (limits, ordinals); never overruled.
         time_limit_s: seconds to spend on trials; by default those of the effort.
     """
-    budget = _BUDGETS[effort]
+    budget = BUDGETS[effort]
     if time_limit_s is not None:
         budget = replace(budget, total_s=time_limit_s)
     return _Search(bench, budget, rulings, thorough=effort is Effort.FULL).run()
@@ -167,7 +137,7 @@ def confirm(
     build = bench.build(rulings)
     if bench.objection(build) is not None:
         return None
-    trial = _BUDGETS[effort].trial
+    trial = BUDGETS[effort].trial
     brief = replace(trial, seconds=min(trial.seconds, _CONFIRMING * seconds))
     for reopened in (0, 1):  # a disturbed machine must not cost a good model
         try:
@@ -181,7 +151,7 @@ def confirm(
             )
         except PwoptError:
             return None
-        if not _is_loss(comparison):
+        if not is_loss(comparison):
             break
     else:
         return None
@@ -204,7 +174,7 @@ def settle(bench: Workbench, build: Build) -> Build:
         worst = first_bad(_last(build), partial(_is_objectionable, bench, build.rulings))
         guilty = next(r for r in build.remarks if r.ordinal == worst)
         group = (guilty.pass_name, str(guilty.facts["signature"]))
-        build = bench.build(_with_group(build.rulings, group, objection))
+        build = bench.build(with_group(build.rulings, group, objection))
         objection = bench.objection(build)
     return build
 
@@ -235,7 +205,7 @@ class _Search:
     """One run: the best build so far, and the rulings that led to it."""
 
     def __init__(
-        self, bench: Workbench, budget: _Budget, rulings: Rulings, *, thorough: bool
+        self, bench: Workbench, budget: Budget, rulings: Rulings, *, thorough: bool
     ) -> None:
         self.bench = bench
         self.budget = budget
@@ -283,18 +253,18 @@ class _Search:
         """
         total = self._compare(base, best, "simplified")
         names = best.applied
-        each_s = _least_seconds(self.budget.trial, total)
+        each_s = least_seconds(self.budget.trial, total)
         if len(names) == 1 or len(names) * each_s > _SHARE * self._seconds_left():
-            ruling = _ruling(total)
+            ruling = ruling_of(total)
             if len(names) > 1:
                 ruling = replace(ruling, facts={**ruling.facts, **_TOGETHER})
             for name in names:
                 self._rule_pass(name, ruling)
-            return best if _is_gain(total) else base
+            return best if is_gain(total) else base
         for name in reversed(names):
             refused = Ruling(Verdict.REJECTED_SLOWER)
-            without = self._build(_with_pass(self.rulings, name, refused))
-            ruling = _ruling(self._compare(without, best, f"with and without {name}"))
+            without = self._build(with_pass(self.rulings, name, refused))
+            ruling = ruling_of(self._compare(without, best, f"with and without {name}"))
             self._rule_pass(name, ruling)
             if ruling.verdict is not Verdict.KEPT:
                 best = without
@@ -304,14 +274,14 @@ class _Search:
 
     def _prune_groups(self, best: Build, name: str) -> Build:
         """The same for groups of equal sites within one pass."""
-        groups = _groups(best, name, Kind.APPLIED)
+        groups = groups_of(best, name, Kind.APPLIED)
         for group in groups if len(groups) > 1 else ():
             if not self._time_left():
                 break
             refused = Ruling(Verdict.REJECTED_SLOWER)
-            without = self._build(_with_group(self.rulings, group, refused))
-            ruling = _ruling(self._compare(without, best, f"{name}, group by group"))
-            self.rulings = _with_group(self.rulings, group, ruling)
+            without = self._build(with_group(self.rulings, group, refused))
+            ruling = ruling_of(self._compare(without, best, f"{name}, group by group"))
+            self.rulings = with_group(self.rulings, group, ruling)
             if ruling.verdict is not Verdict.KEPT:
                 best = without
         return best
@@ -319,13 +289,13 @@ class _Search:
     def _choose_variants(self, best: Build) -> Build:
         """Where a pass that stayed offers several forms, take the fastest."""
         for name in best.applied:
-            for variant in _variants(best, name)[1:]:
+            for variant in variants_of(best, name)[1:]:
                 if not self._time_left():
                     return best
-                rulings = _with_pass(self.rulings, name, Ruling(variant=variant))
+                rulings = with_pass(self.rulings, name, Ruling(variant=variant))
                 trial = self._build(rulings)
                 comparison = self._compare(best, trial, f"{name} as {variant}")
-                if _is_gain(comparison):
+                if is_gain(comparison):
                     best, self.rulings = trial, trial.rulings
         return best
 
@@ -399,7 +369,7 @@ class _Search:
         if not offered:
             facts: dict[str, Fact] = {"expected": round(1 / min(expected.values()), 4)}
             ruling = Ruling(Verdict.REJECTED_ESTIMATE, facts=facts)
-            self.rulings = _with_group(self.rulings, group, ruling)
+            self.rulings = with_group(self.rulings, group, ruling)
             return None
         tried: list[tuple[Comparison, str]] = []
         failure: PwoptError | None = None
@@ -433,16 +403,16 @@ class _Search:
     def _compare_window(self, window: Window, variant: str, name: str) -> Comparison:
         """What looks like a gain but may be chance is timed once more, unless it takes long."""
         comparison = self._compare_window_once(window, variant, name, self.budget.window)
-        if self._is_long(comparison) or not _is_undecided(comparison):
+        if self._is_long(comparison) or not is_undecided(comparison):
             return comparison
-        return self._compare_window_once(window, variant, name, _longer(self.budget.window))
+        return self._compare_window_once(window, variant, name, longer(self.budget.window))
 
     def _compare_window_once(
         self, window: Window, variant: str, name: str, precision: Precision
     ) -> Comparison:
         label = f"timing {name}, site by site"
         return self.bench.compare_window(
-            window, variant, precision, label, decide=1 + MARGIN, futile=_PROMISING
+            window, variant, precision, label, decide=1 + MARGIN, futile=PROMISING
         )
 
     def _judged(
@@ -454,9 +424,9 @@ class _Search:
         tried.sort(key=lambda t: -t[0].speedup)
         if tried[0][0].speedup > _ALMOST:
             self.almost.add(group[0])
-        first, *others = (_windowed(comparison, variant) for comparison, variant in tried)
+        first, *others = (windowed(comparison, variant) for comparison, variant in tried)
         if first.verdict is not Verdict.KEPT:
-            self.rulings = _with_group(self.rulings, group, first)
+            self.rulings = with_group(self.rulings, group, first)
             return None
         saved = tried[0][0].baseline.median_ms - tried[0][0].candidate.median_ms
         gaining = tuple(r for r in others if r.verdict is Verdict.KEPT)
@@ -472,17 +442,17 @@ class _Search:
             return best
         rulings = self.rulings
         for gain in gains:
-            rulings = _with_group(rulings, gain.group, gain.ruling)
+            rulings = with_group(rulings, gain.group, gain.ruling)
         trial = self._build(rulings)
         comparison = self._compare(best, trial, "what gained in windows together")
-        if _is_gain(comparison):
+        if is_gain(comparison):
             self.rulings = trial.rulings
             return self._take(trial, self._other_forms(gains))
         if len(gains) == 1:
             (gain,) = gains
             if gain.group in self.rulings.by_group:
                 return self._take(best, self._other_forms(gains))
-            self.rulings = _with_group(self.rulings, gain.group, _ruling(comparison))
+            self.rulings = with_group(self.rulings, gain.group, ruling_of(comparison))
             return best
         gains = sorted(gains, key=lambda g: -g.saved_ms)
         half = (len(gains) + 1) // 2
@@ -495,7 +465,7 @@ class _Search:
     def _other_forms(self, gains: list[_Gain]) -> list[_Gain]:
         """The next forms for those of *gains* that were found to be wrong or too large."""
         refused = [g for g in gains if g.others and g.group in self.rulings.by_group]
-        refused = [g for g in refused if self.rulings.by_group[g.group].verdict in _OBJECTIONS]
+        refused = [g for g in refused if self.rulings.by_group[g.group].verdict in OBJECTIONS]
         groups = {g.group for g in refused}
         free = {k: r for k, r in self.rulings.by_group.items() if k not in groups}
         self.rulings = replace(self.rulings, by_group=free)
@@ -507,8 +477,8 @@ class _Search:
         if not ranked:
             return best
         comparison, variant, trial = ranked[0]
-        self._rule_pass(name, _ruling(comparison, variant))
-        if _is_gain(comparison):
+        self._rule_pass(name, ruling_of(comparison, variant))
+        if is_gain(comparison):
             best = trial
         if len(groups) == 1 or (comparison.ci95[1] < 1 and not self.thorough):
             return best
@@ -518,22 +488,20 @@ class _Search:
 
     def _together(self, best: Build, name: str) -> Build:
         """All sites of a pass at once, though none of them gains by itself."""
-        if len(list(_sites(best, name))) < 2:
+        if len(list(sites_of(best, name))) < 2:
             return best
-        for variant in _variants(best, name)[: None if self.thorough else 1]:
+        for variant in variants_of(best, name)[: None if self.thorough else 1]:
             if not self._time_left():
                 break
             groups = self.rulings.by_group.items()
-            free = {k: r for k, r in groups if k[0] != name or r.verdict in _OBJECTIONS}
-            rulings = _with_pass(
-                replace(self.rulings, by_group=free), name, Ruling(variant=variant)
-            )
+            free = {k: r for k, r in groups if k[0] != name or r.verdict in OBJECTIONS}
+            rulings = with_pass(replace(self.rulings, by_group=free), name, Ruling(variant=variant))
             trial = self._build(rulings)
             if trial.written.sha256 == best.written.sha256:
                 continue
             comparison = self._compare(best, trial, f"{name} everywhere as {variant}")
-            if _is_gain(comparison):
-                self.rulings = _with_pass(trial.rulings, name, _ruling(comparison, variant))
+            if is_gain(comparison):
+                self.rulings = with_pass(trial.rulings, name, ruling_of(comparison, variant))
                 return trial
         return best
 
@@ -545,7 +513,7 @@ class _Search:
         names = [
             p.name
             for p in self.bench.simplify
-            if _is_close(self.rulings.by_pass.get(p.name), _ALMOST)
+            if is_close(self.rulings.by_pass.get(p.name), _ALMOST)
         ]
         if not names or not self._time_left():
             return best
@@ -555,11 +523,11 @@ class _Search:
             self._rule_pass(name, Ruling(facts=facts))
         try:
             start = self._build(self.rulings)
-            known = {g for p in self.bench.lower for g in _groups(best, p.name)}
+            known = {g for p in self.bench.lower for g in groups_of(best, p.name)}
             fresh = [
                 p.name
                 for p in self.bench.lower
-                if any(g not in known for g in _groups(start, p.name, Kind.HELD))
+                if any(g not in known for g in groups_of(start, p.name, Kind.HELD))
             ]
             trial = start
             for position, name in enumerate(fresh):
@@ -568,7 +536,7 @@ class _Search:
             self.slot = self.deadline
             if trial.written.sha256 not in (start.written.sha256, best.written.sha256):
                 comparison = self._compare(best, trial, "from the neutral simplifications")
-                if _is_gain(comparison):
+                if is_gain(comparison):
                     return trial
         except InterruptedSearch:
             self.rulings = self._with_objections(before)
@@ -596,14 +564,14 @@ class _Search:
         before = rulings = self.rulings
         for name, group, ruling in change:
             if group is None:
-                rulings = _with_pass(rulings, name, ruling)
+                rulings = with_pass(rulings, name, ruling)
             else:
-                rulings = _with_group(rulings, group, ruling)
+                rulings = with_group(rulings, group, ruling)
         try:
             trial = self._build(rulings)
             if trial.written.sha256 != best.written.sha256:
                 comparison = self._compare(best, trial, "changes to the best so far")
-                if _is_gain(comparison):
+                if is_gain(comparison):
                     self.rulings = trial.rulings
                     return trial
         except InterruptedSearch:
@@ -618,7 +586,7 @@ class _Search:
         found: list[list[_Decision]] = []
         for pass_ in self.bench.simplify:
             ruling = self.rulings.by_pass.get(pass_.name)
-            if _is_close(ruling, _WORTH_A_FLIP):
+            if is_close(ruling, _WORTH_A_FLIP):
                 found.append([(pass_.name, None, Ruling(facts=_BESIDE))])
             elif pass_.name in best.applied:
                 found.append([(pass_.name, None, refused)])
@@ -626,8 +594,10 @@ class _Search:
             close = self._close(best, pass_.name, _WORTH_A_FLIP)
             found += [close] if len(close) > 1 else []  # equal or not, they may help each other
             found += [[decision] for decision in close]
-            for group in _groups(best, pass_.name, Kind.APPLIED):
-                site = next(r for r in _sites(best, pass_.name) if r.facts["signature"] == group[1])
+            for group in groups_of(best, pass_.name, Kind.APPLIED):
+                site = next(
+                    r for r in sites_of(best, pass_.name) if r.facts["signature"] == group[1]
+                )
                 others = [v for v in offered_forms(site) if v != site.facts.get("variant")]
                 if len(offered_forms(site)) > 1:
                     found += [
@@ -640,8 +610,8 @@ class _Search:
         """Taking back in what groups of a lowering pass lost by less than *limit*."""
         return [
             (name, g, Ruling(variant=self.rulings.find(*g).variant, facts=_BESIDE))
-            for g in _groups(best, name)
-            if _is_close(self.rulings.find(*g), limit)
+            for g in groups_of(best, name)
+            if is_close(self.rulings.find(*g), limit)
         ]
 
     def _with_objections(self, rulings: Rulings) -> Rulings:
@@ -649,7 +619,7 @@ class _Search:
         refused = {
             key: ruling
             for key, ruling in self.rulings.by_group.items()
-            if ruling.verdict in _OBJECTIONS
+            if ruling.verdict in OBJECTIONS
             # Another form of what stays may have been wrong.
             and rulings.find(*key).verdict is not Verdict.KEPT
         }
@@ -663,10 +633,10 @@ class _Search:
         """
         tried: list[tuple[Comparison, str, Build]] = []
         behind = 0
-        for variant in _variants(best, name):
+        for variant in variants_of(best, name):
             if not self._time_left() or (behind == 2 and not self.thorough):
                 break
-            trial = self._build(_with_pass(self.rulings, name, Ruling(variant=variant)))
+            trial = self._build(with_pass(self.rulings, name, Ruling(variant=variant)))
             if trial.written.sha256 == best.written.sha256:
                 continue
             comparison = self._compare(best, trial, f"{name} as {variant}")
@@ -686,17 +656,17 @@ class _Search:
         for choice in choices:
             if not self._time_left():
                 break
-            trial = self._build(_with_group(self.rulings, group, choice))
+            trial = self._build(with_group(self.rulings, group, choice))
             if trial.written.sha256 == best.written.sha256:
                 continue
             comparison = self._compare(best, trial, f"{name}, group by group")
-            if _is_gain(comparison):
+            if is_gain(comparison):
                 best = trial
-                facts = _facts(comparison, inverse=choice.verdict is not Verdict.KEPT)
-                self.rulings = _with_group(self.rulings, group, replace(choice, facts=facts))
+                facts = facts_of(comparison, inverse=choice.verdict is not Verdict.KEPT)
+                self.rulings = with_group(self.rulings, group, replace(choice, facts=facts))
             elif current.verdict is not Verdict.KEPT and choice is choices[0]:
-                ruling = _ruling(comparison, choice.variant)
-                self.rulings = _with_group(self.rulings, group, ruling)
+                ruling = ruling_of(comparison, choice.variant)
+                self.rulings = with_group(self.rulings, group, ruling)
         return best
 
     def _confirm(self, base: Build, best: Build) -> Found:
@@ -707,18 +677,18 @@ class _Search:
         if not best.is_changed:
             return Found(None, self.rulings, None, f"{self.end}; there is nothing to change")
         comparison = self._against_original(best)
-        while _is_loss(comparison):
+        while is_loss(comparison):
             without = self._without_guilty(best)
             if without is None:
                 break
             best, self.rulings = without, without.rulings
             self.end = f"{self.end.removesuffix(_TAKEN_BACK)}{_TAKEN_BACK}"
             comparison = self._against_original(best)
-        if not _is_loss(comparison):
+        if not is_loss(comparison):
             return Found(best, self.rulings, comparison, self.end)
         if base.is_changed and best.written.sha256 != base.written.sha256:
             comparison = self._against_original(base)
-            if not _is_loss(comparison):
+            if not is_loss(comparison):
                 reason = f"{self.end}; the kept gains did not add up"
                 return Found(base, base.rulings, comparison, reason)
         reason = f"{self.end}; no model was as fast as the original"
@@ -740,7 +710,7 @@ class _Search:
             return None
         group = (guilty.pass_name, str(guilty.facts["signature"]))
         refused = Ruling(Verdict.REJECTED_SLOWER, facts={"measured": "against the original"})
-        return self._build(_with_group(best.rulings, group, refused))
+        return self._build(with_group(best.rulings, group, refused))
 
     def _is_slow_up_to(self, best: Build, limit: int) -> bool:
         """Whether *best* with its first *limit* rewrites alone is slower than the original."""
@@ -751,7 +721,7 @@ class _Search:
             part = self.bench.compare(original, build.written, self.budget.trial, label)
         except PwoptError as error:
             part = self._forfeited(original, build.written, error)
-        return _is_loss(part)
+        return is_loss(part)
 
     # -- helpers -------------------------------------------------------------------------------
 
@@ -760,19 +730,19 @@ class _Search:
         self.bench.check_interrupted()
         self.bench.progress("rewriting", None)
         build = settle(self.bench, self.bench.build(rulings))
-        refused = {k: v for k, v in build.rulings.by_group.items() if v.verdict in _OBJECTIONS}
+        refused = {k: v for k, v in build.rulings.by_group.items() if v.verdict in OBJECTIONS}
         self.rulings = replace(self.rulings, by_group={**self.rulings.by_group, **refused})
         return build
 
     def _compare(self, baseline: Build, candidate: Build, label: str) -> Comparison:
         """Two builds; what looks like a gain but may be chance is timed once more, for longer."""
         comparison = self._compare_once(baseline, candidate, self.budget.trial, label)
-        longer = _longer(self.budget.trial)
-        is_affordable = _least_seconds(longer, comparison) < _SHARE * self._seconds_left()
-        if is_affordable and _is_undecided(comparison):
-            comparison = self._compare_once(baseline, candidate, longer, label)
+        patient = longer(self.budget.trial)
+        is_affordable = least_seconds(patient, comparison) < _SHARE * self._seconds_left()
+        if is_affordable and is_undecided(comparison):
+            comparison = self._compare_once(baseline, candidate, patient, label)
         for reopened in range(1, 1 + _REOPENINGS):
-            if not _is_gain(comparison) or comparison.speedup >= _BEYOND_PLACEMENT:
+            if not is_gain(comparison) or comparison.speedup >= _BEYOND_PLACEMENT:
                 break
             trial = self.budget.trial
             comparison = comparison.joined(
@@ -808,13 +778,13 @@ class _Search:
         """
         why = self.bench.failure(candidate)
         if why is None and self.bench.failure(baseline) is not None:
-            return _Walkover.of(_CERTAIN, "the model without it does not run")
-        return _Walkover.of(1 / _CERTAIN, why or str(error))
+            return Walkover.of(CERTAIN, "the model without it does not run")
+        return Walkover.of(1 / CERTAIN, why or str(error))
 
     def _against_original(self, build: Build) -> Comparison:
         """Timed once more if it looks slower: a disturbed machine must not cost a good model."""
         comparison = self._confirm_once(build)
-        return self._confirm_once(build) if _is_loss(comparison) else comparison
+        return self._confirm_once(build) if is_loss(comparison) else comparison
 
     def _confirm_once(self, build: Build) -> Comparison:
         try:
@@ -839,7 +809,7 @@ class _Search:
     def _open_sites(self, best: Build, name: str) -> Iterator[Remark]:
         """Sites of a pass that the user's limit of ordinals admits."""
         limit = self.rulings.limit
-        return (r for r in _sites(best, name) if limit is None or (r.ordinal or 0) <= limit)
+        return (r for r in sites_of(best, name) if limit is None or (r.ordinal or 0) <= limit)
 
     def _open_groups(self, best: Build, name: str) -> list[tuple[str, str]]:
         """Groups of equal sites that are held and that the user's limit admits."""
@@ -847,7 +817,7 @@ class _Search:
         return list(dict.fromkeys((name, str(r.facts["signature"])) for r in held))
 
     def _rule_pass(self, name: str, ruling: Ruling) -> None:
-        self.rulings = _with_pass(self.rulings, name, ruling)
+        self.rulings = with_pass(self.rulings, name, ruling)
 
     def _share_time(self, best: Build, names: list[str]) -> None:
         """Give the first of *names* its part of the time that is left.
@@ -875,85 +845,3 @@ class _Search:
         if not left:
             self.end = "the time of this effort was spent"
         return left
-
-
-def _is_gain(comparison: Comparison) -> bool:
-    return comparison.ci95[0] > 1 + MARGIN
-
-
-def _is_undecided(comparison: Comparison) -> bool:
-    """What looks like a gain but may be chance."""
-    return comparison.speedup > _PROMISING and not _is_gain(comparison)
-
-
-def _longer(precision: Precision) -> Precision:
-    return replace(
-        precision, min_pairs=2 * precision.min_pairs, seconds=_PATIENCE * precision.seconds
-    )
-
-
-def _least_seconds(precision: Precision, comparison: Comparison) -> float:
-    """What the fewest pairs of models that run as long as those compared take."""
-    pair_ms = comparison.baseline.median_ms + comparison.candidate.median_ms
-    return precision.min_pairs * pair_ms / 1000
-
-
-def _is_loss(comparison: Comparison) -> bool:
-    """Slower beyond noise, or by more than 1% whatever the noise."""
-    return comparison.ci95[1] < 1 or comparison.speedup < 0.99
-
-
-def _ruling(comparison: Comparison, variant: str | None = None) -> Ruling:
-    if isinstance(comparison, _Walkover):
-        verdict = Verdict.KEPT if _is_gain(comparison) else Verdict.REJECTED_FAILED
-        return Ruling(verdict, variant, {"failure": comparison.failure})
-    verdict = Verdict.KEPT if _is_gain(comparison) else Verdict.REJECTED_SLOWER
-    return Ruling(verdict, variant, _facts(comparison))
-
-
-def _windowed(comparison: Comparison, variant: str) -> Ruling:
-    ruling = _ruling(comparison, variant)
-    return replace(ruling, facts={**ruling.facts, "measured": "in a window"})
-
-
-def _facts(comparison: Comparison, *, inverse: bool = False) -> dict[str, Fact]:
-    """What a rewrite gains; *inverse* if the candidate of the comparison is the one without it."""
-    speedup, (low, high) = comparison.speedup, comparison.ci95
-    if inverse:
-        speedup, low, high = 1 / speedup, 1 / high, 1 / low
-    return {
-        "speedup": round(speedup, 4),
-        "ci95": [round(low, 4), round(high, 4)],
-        "pairs": comparison.pairs,
-    }
-
-
-def _with_pass(rulings: Rulings, name: str, ruling: Ruling) -> Rulings:
-    return replace(rulings, by_pass={**rulings.by_pass, name: ruling})
-
-
-def _with_group(rulings: Rulings, group: tuple[str, str], ruling: Ruling) -> Rulings:
-    return replace(rulings, by_group={**rulings.by_group, group: ruling})
-
-
-def _sites(build: Build, name: str) -> Iterator[Remark]:
-    return (r for r in build.remarks if r.pass_name == name and r.ordinal is not None)
-
-
-def _groups(build: Build, name: str, kind: Kind | None = None) -> list[tuple[str, str]]:
-    """Groups of equal sites of a pass, by default all, that ended in *kind*."""
-    sites = (r for r in _sites(build, name) if kind is None or r.kind is kind)
-    return list(dict.fromkeys((name, str(r.facts["signature"])) for r in sites))
-
-
-def _is_close(ruling: Ruling | None, least: float) -> bool:
-    """Whether it was timed and dropped for a speedup that is not below *least*."""
-    if ruling is None or ruling.verdict is not Verdict.REJECTED_SLOWER:
-        return False
-    speedup = ruling.facts.get("speedup")
-    return isinstance(speedup, float) and speedup >= least
-
-
-def _variants(build: Build, name: str) -> list[str]:
-    """Every form that a pass offers at any of its sites, in the pass's order of preference."""
-    return list(dict.fromkeys(v for site in _sites(build, name) for v in offered_forms(site)))

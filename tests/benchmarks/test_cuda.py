@@ -148,7 +148,7 @@ def test_a_row_is_measured_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     hasty(monkeypatch)
-    monkeypatch.setattr("pwopt.line._APART", Precision(2, 4, 0.1))
+    monkeypatch.setattr("pwopt.line.run._APART", Precision(2, 4, 0.1))
     monkeypatch.setattr(cuda, "bottlenecks", lambda batch: bottlenecks(batch, 1, 8, 8))
     monkeypatch.setattr(cuda, "SEARCH_SECONDS", 0.0)
     asked = json.dumps({**vars(Row(CHAIN, 2, precision)), "provider": "cpu", "seconds": 60.0})

@@ -17,7 +17,7 @@ from pwopt.errors import PwoptError
 from pwopt.line import default_passes
 from pwopt.runtime import OutOfMemoryError, Reference, make_inputs, open_session, resolve
 from pwopt.runtime.providers import CUDA
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 from tests.passes import harness
 from tests.runtime.textual import RELU, write
 

@@ -19,7 +19,7 @@ from pwopt.calibration import Judge, feeds_digest
 from pwopt.cli import main
 from pwopt.line import Options
 from pwopt.runtime import Feeds
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 from tests.calibration.data import write_image
 from tests.passes.harness import model, node
 

@@ -520,7 +520,7 @@ def test_a_second_run_runs_the_original_again_only_if_its_end_does_not_hold(
     second = quick(source, "--cache", cache)
     assert asked == 0
     assert second["error"] == first["error"]
-    monkeypatch.setattr("pwopt.line.confirm", lambda *_: None)
+    monkeypatch.setattr("pwopt.line.run.confirm", lambda *_: None)
     third = quick(source, "--cache", cache)
     assert asked == 1
     assert "earlier search" not in third["stop_reason"]

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import pwopt
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 
 ZOO = os.environ.get("PWOPT_ZOO")
 MODELS = sorted((Path(ZOO) / "models").glob("*.onnx")) if ZOO else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pwopt.line import _disturbance
+from pwopt.line.figures import disturbance
 from pwopt.runtime import Comparison, Latency
 
 
@@ -12,14 +12,14 @@ def compared(low: float, high: float) -> Comparison:
 
 
 def test_narrow_intervals_need_no_note() -> None:
-    assert _disturbance(compared(1.0, 1.03), "load 9") == []
+    assert disturbance(compared(1.0, 1.03), "load 9") == []
 
 
 def test_wide_ones_say_why_and_what_is_not_known() -> None:
-    (decided,) = _disturbance(compared(1.05, 1.15), "load 9.0 on 2 processors")
+    (decided,) = disturbance(compared(1.05, 1.15), "load 9.0 on 2 processors")
     assert decided == (
         "The machine was disturbed while timing (load 9.0 on 2 processors):"
         " the speedup is known to within 5% only."
     )
-    (undecided,) = _disturbance(compared(0.95, 1.15), "")
+    (undecided,) = disturbance(compared(0.95, 1.15), "")
     assert undecided.endswith("within 10% only, too little to tell which model is faster.")

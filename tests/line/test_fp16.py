@@ -16,7 +16,7 @@ from pwopt.line import optimize
 from pwopt.report.json import dump, read_script, to_json
 from pwopt.report.terminal import report_table
 from pwopt.runtime import Feeds, rounding_floor
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 from tests.line.test_device import hasty
 from tests.tuning.test_half import chain
 
@@ -83,7 +83,7 @@ def test_the_gains_of_conversion_and_of_rewriting_are_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasty(monkeypatch)
-    monkeypatch.setattr("pwopt.line._APART", replace_pairs())
+    monkeypatch.setattr("pwopt.line.run._APART", replace_pairs())
     options = pwopt.Options(fp16=True, time_limit_s=0)
     report = optimize(write(tmp_path / "m.onnx"), target=TARGET, options=options)
     assert report.fp16 is not None

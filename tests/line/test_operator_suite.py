@@ -14,7 +14,7 @@ from onnx.backend.test.case.node import collect_testcases
 
 import pwopt
 from pwopt.errors import PwoptError
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 from tests.operator_suite import difference, interface, is_valid, run
 
 

@@ -19,7 +19,7 @@ from pwopt.report.files import write_report
 from pwopt.report.json import read_script
 from pwopt.result import Script
 from pwopt.tuning import pipeline
-from pwopt.tuning.search import Effort
+from pwopt.tuning.effort import Effort
 from tests.passes.harness import model, node
 
 TARGET = pwopt.Target(threads=1)

@@ -17,7 +17,9 @@ from pwopt.graph import Written
 from pwopt.runtime import Comparison
 from pwopt.runtime.measure import Sampler, compare_samplers
 from pwopt.tuning import search
+from pwopt.tuning.effort import BUDGETS, Effort
 from pwopt.tuning.pipeline import Rulings, StopReason
+from pwopt.tuning.verdicts import is_gain, is_loss
 from pwopt.tuning.workbench import Build, Precision, Workbench
 
 TRIALS = 100
@@ -114,7 +116,7 @@ NOISES = [
 
 def searching(bench: SharedBench) -> Any:
     """A search at quick effort, to ask for its comparisons."""
-    budget = search._BUDGETS[search.Effort.QUICK]
+    budget = BUDGETS[Effort.QUICK]
     return search._Search(cast("Workbench", bench), budget, Rulings(), thorough=False)
 
 
@@ -129,7 +131,7 @@ def test_a_model_beside_itself_claims_no_gain(noise: dict[str, float], placement
     for seed in range(TRIALS):
         bench = SharedBench(seed, 5.0, placement, **noise)
         models = build(bench.original), build(bench.candidate)
-        claimed += search._is_gain(searching(bench)._compare(*models, "itself"))
+        claimed += is_gain(searching(bench)._compare(*models, "itself"))
     assert claimed <= 0.05 * TRIALS
 
 
@@ -147,5 +149,5 @@ def test_a_slowdown_of_three_percent_does_not_pass_for_confirmed(noise: dict[str
     found = 0
     for seed in range(TRIALS):
         bench = SharedBench(seed, 5.0 * 1.03, 0.0, **noise)
-        found += search._is_loss(searching(bench)._against_original(build(bench.candidate)))
+        found += is_loss(searching(bench)._against_original(build(bench.candidate)))
     assert found >= 0.9 * TRIALS

@@ -14,8 +14,8 @@ from pwopt.errors import UsageError
 from pwopt.remark import Verdict
 from pwopt.runtime import Comparison, Interface, Latency, Reference
 from pwopt.target import Target
+from pwopt.tuning.effort import Effort
 from pwopt.tuning.options import OptionsFound, seconds_for_options, try_options
-from pwopt.tuning.search import Effort
 from tests.runtime.stand_in import DEVICE, use_stand_in
 
 TRIALS: tuple[Mapping[str, str], ...] = ({"a": "1"}, {"b": "1"}, {"c": "1"})

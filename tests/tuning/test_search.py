@@ -14,8 +14,9 @@ from pwopt.graph import Written
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import Comparison, Latency
 from pwopt.tuning import search as search_module
+from pwopt.tuning.effort import Effort
 from pwopt.tuning.pipeline import Ruling, Rulings, StopReason
-from pwopt.tuning.search import Effort, Found, confirm, search, settle
+from pwopt.tuning.search import Found, confirm, search, settle
 from pwopt.tuning.workbench import Build, InterruptedSearch, Workbench
 
 Site = tuple[str, str, tuple[str, ...]]

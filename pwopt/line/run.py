@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -20,23 +19,11 @@ from typing import Any
 import numpy as np
 
 from pwopt import passes as catalogue
-from pwopt.calibration import (
-    Data,
-    Given,
-    HeldOut,
-    Judge,
-    Metric,
-    Preprocess,
-    Samples,
-    feeds_digest,
-    parse_metric,
-)
 from pwopt.cost import Machine, model_cost
 from pwopt.errors import (
     InvalidModelError,
     OutputError,
     ReplayError,
-    UsageError,
     VerificationError,
 )
 from pwopt.graph import (
@@ -52,33 +39,35 @@ from pwopt.graph import (
     save_copy,
     size_on_disk,
 )
-from pwopt.remark import Kind, Remark, Tally, Verdict
+from pwopt.line.figures import (
+    Final,
+    annotated,
+    disturbance,
+    error_figures,
+    latency_figures,
+    option_figures,
+    overruled,
+    placement_figures,
+)
+from pwopt.line.judging import Judging
+from pwopt.line.options import Check, Options
+from pwopt.line.stages import Stages
+from pwopt.remark import Tally, Verdict
 from pwopt.result import (
-    AccuracyFigures,
     CoarseFigures,
     CostChange,
-    ErrorFigures,
-    FactorizationFigures,
     HalfFigures,
-    LatencyFigures,
     ModelFile,
-    OptionFigures,
     OptionsFigures,
-    PlacementFigures,
     Recipe,
     Report,
     Script,
     Totals,
 )
 from pwopt.runtime import (
-    Comparison,
-    Copies,
-    Feeds,
-    Placement,
     Reference,
     UntestableError,
     Verification,
-    input_sets,
     make_inputs,
     open_session,
     resolve,
@@ -87,16 +76,16 @@ from pwopt.runtime import (
 from pwopt.runtime.providers import find_provider
 from pwopt.runtime.strain import Strain, read_ticks
 from pwopt.target import Target
-from pwopt.tuning.budget import Budget, Place, factorize, refactorize
 from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
 from pwopt.tuning.driver import Driver
+from pwopt.tuning.effort import Effort
 from pwopt.tuning.gate import analytic_review
 from pwopt.tuning.half import convert_to_half, half_with
-from pwopt.tuning.options import OptionsFound, seconds_for_options, try_options
+from pwopt.tuning.options import seconds_for_options, try_options
 from pwopt.tuning.pipeline import Review, Ruling, Rulings
 from pwopt.tuning.replay import Culprit, find_culprit, replay, rulings_of
-from pwopt.tuning.search import Effort, Found, confirm, search, settle
+from pwopt.tuning.search import Found, confirm, search, settle
 from pwopt.tuning.workbench import (
     Build,
     InterruptedSearch,
@@ -104,135 +93,21 @@ from pwopt.tuning.workbench import (
     Precision,
     Progress,
     Workbench,
-    counting,
     silent,
 )
 
-__all__ = ["Check", "Options", "bisect", "default_passes", "optimize"]
+__all__ = ["bisect", "default_passes", "optimize"]
 
 _CAREFUL = Precision(15, 301, 10.0)
 _APART = Precision(11, 301, 5.0)
 _MOST_NAMED = 8
-_DISTURBED = 0.02
-"""An interval whose half is wider than this is worth a note."""
-
-
-class Check(StrEnum):
-    """What may be wrong with a rewritten model."""
-
-    VERIFY = "verify"
-    LATENCY = "latency"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to optimize; the fields are the command line's options of the same names.
-
-    Attributes:
-        effort: ``none`` decides by an analytic cost model, without a clock; ``quick`` takes about
-            a minute; ``full`` goes on until nothing improves.
-        passes: run only these (with their options); ``None`` runs the default ones. With effort
-            ``none``, passes asked for by name are applied wherever they are correct.
-        skip_passes: names of passes to leave out.
-        opset: raise the standard operator set to this version first; ``None`` keeps it.
-        keep_overridable_initializers: do not treat initializers that are listed among the inputs
-            (as IR version 3 required) as constants.
-        fp16: convert to half precision first, inputs and outputs excepted; what deviates too far
-            on the inputs stays in single precision. The result is verified like any other, with
-            a tolerance that suits half precision.
-        max_error: tolerance for exact rewrites, relative to each output's scale; ``None`` takes a
-            small multiple of what the original itself shows between optimization levels. A large
-            one also lets passes offer forms that amplify rounding errors more.
-        max_size_growth: largest allowed ratio of file sizes.
-        calibration: real data to verify, time and fit approximations with: a folder of images, an
-            ``.npz``/``.npy`` file, or feeds; see :func:`pwopt.calibration.load_samples`.
-        validation: real data to judge accuracy on; by default a half of *calibration* is held out
-            where accuracy is asked for.
-        preprocess: what is done to images.
-        metric: what counts as accuracy (``top1``, ..., ``module:function``, or a
-            :class:`~pwopt.calibration.Metric`); by default what suits data and model.
-        max_accuracy_drop: how much of it may be lost, in the metric's unit (for ``%``: points).
-            What loses more is not written.
-        target_speedup: how much faster approximations should make the model.
-        rewrite_limit: apply only the first so many candidates.
-        skip_rewrites: ordinals of candidates to leave alone.
-        only_rewrites: leave all candidates but these alone; ``None`` for no such restriction.
-        time_limit_s: seconds to spend on trials; ``None`` takes the effort's.
-        cache: folder for measurements and what they led to; ``None`` measures everything anew.
-        tune_options: also try provider options, on what was found, and report them apart.
-        front_point: of a replayed report: the factorised model with this number instead of the one
-            that was chosen, without exact passes.
-        replay: repeat these decisions, on the very model they were made for, and measure nothing;
-            effort, passes, opset and treatment of listed initializers are those of the script.
-        overwrite: allow the output to replace the input.
-        dry_run: write nothing.
-        seed: for generated inputs and bootstrap intervals.
-    """
-
-    effort: Effort = Effort.QUICK
-    passes: tuple[AnyPass, ...] | None = None
-    skip_passes: tuple[str, ...] = ()
-    opset: int | None = None
-    keep_overridable_initializers: bool = False
-    fp16: bool = False
-    max_error: float | None = None
-    max_size_growth: float = 2.0
-    calibration: Given | None = None
-    validation: Given | None = None
-    preprocess: Preprocess | None = None
-    metric: str | Metric | None = None
-    max_accuracy_drop: float | None = None
-    target_speedup: float | None = None
-    rewrite_limit: int | None = None
-    skip_rewrites: frozenset[int] = frozenset()
-    only_rewrites: frozenset[int] | None = None
-    time_limit_s: float | None = None
-    cache: Path | None = None
-    tune_options: bool = True
-    replay: Script | None = None
-    front_point: int | None = None
-    overwrite: bool = False
-    dry_run: bool = False
-    seed: int = 0
-
-    @property
-    def judges(self) -> bool:
-        """Whether accuracy is asked for."""
-        asked = (self.validation, self.metric, self.max_accuracy_drop, self.target_speedup)
-        return any(option is not None for option in asked)
-
-    @property
-    def approximates(self) -> bool:
-        """Whether a budget for approximations is given."""
-        return self.max_accuracy_drop is not None or self.target_speedup is not None
-
-    @property
-    def chooses(self) -> bool:
-        """Whether one of several approximations is taken because of its accuracy."""
-        return self.max_accuracy_drop is not None and self.calibration is not None
-
-
-@dataclass
-class _Stages:
-    """Wall-clock seconds per stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
 
 def optimize(
     model: str | Path,
     output: str | Path | None = None,
     target: Target = Target(),  # noqa: B008 - frozen
-    options: Options = Options(),
+    options: Options = Options(),  # noqa: B008 - frozen
     progress: Progress = silent,
 ) -> Report:
     """Optimize a model file for a target, write the result and say what was done.
@@ -335,20 +210,14 @@ class _Line:
         self.target = target
         self.options = options
         self.progress = progress
-        self.stages = _Stages()
+        self.stages = Stages()
         self.start = time.perf_counter()
         self.ticks = read_ticks()
         self.notes: list[str] = []
         self.prepared = False
         self.known: dict[str, Any] | None = None
         self.ask: Callable[[], Future[Oracle]]
-        self.data: Data | None = None
-        self.parts: HeldOut | None = None
-        self.judge: Judge | None = None
-        self.accuracy: AccuracyFigures | None = None
         self.half: HalfFigures | None = None
-        self.factorised: Written | None = None
-        self.factorization: FactorizationFigures | None = None
         self.cache = None if options.cache is None else Cache(options.cache, self.notes.append)
 
     def run(self) -> Report:
@@ -356,7 +225,7 @@ class _Line:
             with self.stages.stage("search"):
                 found = self._search(bench)
             with self.stages.stage("accuracy"):
-                found = self._within_budget(bench, found)
+                found = self.judging.within_budget(bench, found)
             with self.stages.stage("options"):
                 options = self._options(bench, found)
             with self.stages.stage("fp16"):
@@ -378,16 +247,25 @@ class _Line:
         """The model on a workbench; the original runs beside."""
         with self.stages.stage("load"):
             model = self._load()
-            self.data = self._data()
+            self.judging = Judging(
+                self.original,
+                self.target,
+                self.options,
+                self.cache,
+                self.stages,
+                self.notes,
+                self.progress,
+            )
         if self.options.fp16:
             model = self._halved(model)
         with (
             tempfile.TemporaryDirectory(prefix="pwopt-") as scratch,
             ThreadPoolExecutor(max_workers=1) as beside,
         ):
-            self.judge = self._judge()
+            self.judging.judge_original()
             with self.stages.stage("factorize"):
-                model = self._factorised(model, Path(scratch))
+                model = self.judging.factorise(model, Path(scratch))
+            self.prepared |= self.judging.factorised is not None
             precision = "float16" if has_float16(model) else None
             depth = model.depth
             self.known = self._known()
@@ -442,7 +320,7 @@ class _Line:
             return half_with(model, self.half.kept)
         self.progress("converting to fp16", None)
         with self.stages.stage("fp16"):
-            feeds = self._feeds
+            feeds = self.judging.feeds
             tolerance = self.options.max_error or rounding_floor("float16", model.depth)
             half = convert_to_half(model, feeds, self.target, tolerance)
         self.half = HalfFigures(half.kept, half.nodes)
@@ -462,212 +340,21 @@ class _Line:
 
     def _inputs_alone(self) -> Oracle:
         """Enough for timing a model that was verified before."""
-        if self.data is not None:
-            return Oracle(self._feeds, None)
+        if self.judging.data is not None:
+            return Oracle(self.judging.feeds, None)
         session = open_session(self.source, self.target)
         rng = np.random.default_rng(self.options.seed)
         return Oracle(make_inputs(session.interface.inputs, self.target, rng), None, session)
-
-    @cached_property
-    def _feeds(self) -> list[Feeds]:
-        """What to verify and time with; read or drawn once."""
-        rng = np.random.default_rng(self.options.seed)
-        if self.data is None:
-            return input_sets(self.source, None, self.target, rng)
-        return self.data.input_sets(rng)
-
-    def _data(self) -> Data | None:
-        """The real data that were given; their errors come before anything takes long."""
-        options = self.options
-        if options.calibration is None and options.validation is None:
-            if options.judges:
-                raise UsageError("There is nothing to judge accuracy on; give --validation.")
-            return None
-        try:
-            data = Data(
-                self.source,
-                self.target,
-                calibration=options.calibration,
-                validation=options.validation,
-                preprocess=options.preprocess,
-            )
-        except UntestableError:
-            if options.judges:
-                raise
-            return None  # the oracle meets the same, and says so
-        script = options.replay
-        if script is not None and script.factorization is not None:
-            earlier = script.factorization
-            self.parts = data.held_out(earlier.seed, chooses=earlier.selected_on > 0)
-        elif options.judges:
-            self.parts = data.held_out(options.seed, chooses=options.chooses)
-        return data
-
-    def _judge(self) -> Judge | None:
-        """The original's accuracy, if it is asked for."""
-        if self.parts is None or not self.options.judges:
-            return None
-        with self.stages.stage("accuracy"):
-            if self.parts.drawn:
-                self.notes.append(
-                    f"{len(self.parts.validation)} of the samples of --calibration were held out to"
-                    " judge accuracy on."
-                )
-            if self.parts.selection is not None:
-                self.notes.append(
-                    f"{len(self.parts.selection)} of the samples to judge on are there to choose"
-                    f" among factorised models; accuracy is that on the other"
-                    f" {len(self.parts.validation)}."
-                )
-            return self._judge_on(self.parts.validation)
-
-    def _judge_on(self, samples: Samples) -> Judge:
-        assert self.parts is not None
-        metric = self.options.metric
-        judge = Judge.of(
-            self.source,
-            samples,
-            self.target,
-            metric=parse_metric(metric) if isinstance(metric, str) else metric,
-            seed=self.options.seed,
-            progress=counting(self.progress, "judging the original"),
-        )
-        if self.options.max_accuracy_drop is not None:
-            parts = 1 if self.parts.selection is None else 2
-            judge.assert_resolves(self.options.max_accuracy_drop, parts)
-        return judge
-
-    def _factorised(self, model: Model, scratch: Path) -> Model:
-        """*model* with factors in the place of kernels, if there is a budget for that."""
-        options = self.options
-        script = options.replay
-        calibration = None if self.parts is None else self.parts.calibration
-        place = Place(
-            self.target,
-            scratch,
-            options.seed,
-            clock=options.effort is not Effort.NONE,
-            progress=self.progress,
-            cache=self.cache,
-        )
-        if script is not None:
-            self.factorization = script.factorization
-            number = self._number(script)
-            if script.factorization is None or number is None:
-                return model
-            if calibration is None:
-                raise UsageError(
-                    "The report's model was factorised; give the same --calibration (and"
-                    " --validation, --preprocess) again."
-                )
-            made = refactorize(model, calibration, script.factorization, number, place)
-        elif options.approximates and self.judge is not None:
-            if calibration is None:
-                if options.target_speedup is not None:
-                    raise UsageError("--target-speedup needs data to fit to; give --calibration.")
-                self.notes.append("Nothing was approximated: that needs --calibration.")
-                return model
-            if options.keep_overridable_initializers and model.listed:
-                self.notes.append("Nothing was approximated: initializers may be overridden.")
-                return model
-            budget = Budget(options.max_accuracy_drop, options.target_speedup)
-            budget.allows(self.judge.unchanged())  # complains about metrics without a baseline
-            place = replace(place, feeds=self._feeds)
-            found = self._factorised_within(model, self.judge, calibration, budget, place)
-            if found is None:
-                assert self.factorization is not None
-                self.notes.append(f"Nothing was approximated: {self.factorization.failure}.")
-                return model
-            made = found
-        else:
-            return model
-        self.factorised = made
-        self.prepared = True
-        return load(made.path)
-
-    def _factorised_within(
-        self, model: Model, judge: Judge, calibration: Samples, budget: Budget, place: Place
-    ) -> Written | None:
-        """The best model within *budget*: that of an earlier run made again, else a new one."""
-        selection = None if self.parts is None else self.parts.selection
-        key = (
-            "factorization",
-            version("pwopt"),
-            self.target.fingerprint,
-            self.original.sha256,
-            calibration.digest,
-            judge.samples.digest,
-            None if selection is None else selection.digest,
-            repr(judge.metric),
-            repr(budget),
-            (place.seed, place.clock, repr(place.fitting)),
-        )
-        known = None if self.cache is None else self.cache.get(*key)
-        if known is not None:
-            figures = FactorizationFigures.from_json(known)
-            try:
-                found = (
-                    None
-                    if figures.chosen is None
-                    else refactorize(model, calibration, figures, figures.chosen, place)
-                )
-            except ReplayError as error:
-                self.notes.append(f"An earlier factorisation is not taken over: {error}.")
-            else:
-                self.factorization = figures
-                return found
-        first = judge if selection is None else self._judge_on(selection)
-        found, self.factorization = factorize(
-            model,
-            self.original,
-            first,
-            calibration,
-            budget,
-            place,
-            None if selection is None else judge,
-        )
-        if self.cache is not None:
-            self.cache.put(asdict(self.factorization), *key)
-        return found
-
-    def _number(self, script: Script) -> int | None:
-        """Which factorised model of a report to make; ``None``: none."""
-        if self.options.front_point is not None:
-            if script.factorization is None:
-                raise UsageError("--front-point: the report has no factorised models.")
-            return self.options.front_point
-        if script.factorization is None or script.keeps_original:
-            return None
-        return script.factorization.chosen
-
-    def _within_budget(self, bench: Workbench, found: Found) -> Found:
-        """What was found, or the original if that loses more accuracy than is allowed."""
-        judge = self.judge
-        if judge is None:
-            return found
-        self.accuracy = judge.unchanged()
-        if found.build is None:
-            return found
-        build = bench.build(found.build.rulings)
-        figures = judge.figures(build.written.path, counting(self.progress, "judging"))
-        most = self.options.max_accuracy_drop
-        if most is None or not figures.exceeds(most):
-            self.accuracy = figures
-            return found
-        self.notes.append(
-            f"What was found loses {figures.drop:.3g} of {figures.metric}, more than the {most:g}"
-            " allowed; the original is kept."
-        )
-        return Found(None, found.rulings, None, "more accuracy would be lost than is allowed")
 
     def _oracle(self, depth: int, precision: str | None) -> Oracle:
         """Run the original; in a thread of its own, so that rewriting need not wait for it."""
         self.progress("running the original", None)
         with self.stages.stage("reference"):
             try:
-                feeds = self._feeds
+                feeds = self.judging.feeds
                 # What is exact is so with regard to the factors.
-                exact = self.source if self.factorised is None else self.factorised.path
+                factorised = self.judging.factorised
+                exact = self.source if factorised is None else factorised.path
                 reference = Reference.of(
                     exact,
                     self.target,
@@ -827,7 +514,7 @@ class _Line:
             tried = try_options(bench, finished, seconds)
         except InterruptedSearch:
             return None
-        return None if tried is None else _option_figures(tried)
+        return None if tried is None else option_figures(tried)
 
     def _half(self, bench: Workbench, found: Found) -> HalfFigures | None:
         """The gain of the conversion to fp16 and that of rewriting, each by itself."""
@@ -845,7 +532,9 @@ class _Line:
         except InterruptedSearch:
             return self.half
         return replace(
-            self.half, conversion=_latency(conversion, None), rewriting=_latency(rewriting, None)
+            self.half,
+            conversion=latency_figures(conversion, None),
+            rewriting=latency_figures(rewriting, None),
         )
 
     def _search_key(self) -> tuple[object, ...]:
@@ -861,21 +550,13 @@ class _Line:
             validation=None,
         )
         specs = [p.spec() for part in self._selected() for p in part]
-        is_given = self.data is not None and self.options.calibration is not None
-        given = feeds_digest(self._feeds) if is_given else None
-        parts = self.parts and (
-            self.parts.calibration and self.parts.calibration.digest,
-            self.parts.validation.digest,
-        )
         return (
             "end of a search",
             version("pwopt"),
             self.target.fingerprint,
             self.original.sha256,
-            None if self.factorised is None else self.factorised.sha256,
+            *self.judging.key(),
             specs,
-            given,
-            parts,
             repr(options),
         )
 
@@ -901,16 +582,16 @@ class _Line:
             raise VerificationError(f"the replayed model differs: {verification.reason}")
         return Found(build, build.rulings, None, "replayed; nothing was measured")
 
-    def _write(self, bench: Workbench, found: Found) -> _Final:
+    def _write(self, bench: Workbench, found: Found) -> Final:
         """Put the winner in place, built again unless it is the latest build, and its remarks."""
         self.progress("writing", None)
         if found.build is None:
             coarse = self._coarse(bench, self.original)
-            return _Final(
+            return Final(
                 self._published(self.original),
                 self.opset_before,
                 self.before,
-                tuple(_overruled(bench, found.rulings)),
+                tuple(overruled(bench, found.rulings)),
                 None,
                 None if bench.reference is None else bench.reference.placement,
                 coarse,
@@ -920,11 +601,11 @@ class _Line:
         coarse = self._coarse(bench, build.written)  # while the original is still there
         model = bench.driver.model
         written = self._published(build.written)
-        return _Final(
+        return Final(
             written,
             model.opset,
             self._totals(model, written.size_bytes),
-            tuple(_annotated(r, build.rulings) for r in build.remarks),
+            tuple(annotated(r, build.rulings) for r in build.remarks),
             verification,
             None if verification is None else verification.placement,
             coarse,
@@ -958,9 +639,9 @@ class _Line:
         cost = model_cost(model, self.target.input_shapes)
         return Totals(cost.params, cost.macs, size_bytes)
 
-    def _report(self, found: Found, final: _Final, inputs: int) -> Report:
+    def _report(self, found: Found, final: Final, inputs: int) -> Report:
         if found.build is not None and found.comparison is not None:
-            self.notes += _disturbance(found.comparison, str(Strain.since(self.ticks)))
+            self.notes += disturbance(found.comparison, str(Strain.since(self.ticks)))
         seen = {r.pass_name for r in final.remarks}
         names = [p.name for p in catalogue.ALL if p.name in seen]
         return Report(
@@ -975,8 +656,10 @@ class _Line:
                 final.written.size_bytes,
             ),
             target=self.target,
-            latency=_latency(found.comparison, final.copies) if found.build is not None else None,
-            error=_error(final, inputs),
+            latency=latency_figures(found.comparison, final.copies)
+            if found.build is not None
+            else None,
+            error=error_figures(final, inputs),
             cost=CostChange(self.before, final.totals),
             recipe=Recipe(
                 tuple(p.spec() for part in self._selected() for p in part),
@@ -989,24 +672,10 @@ class _Line:
             seconds={**self.stages.seconds, "total": time.perf_counter() - self.start},
             stop_reason=found.reason,
             notes=tuple(self.notes),
-            placement=_placement(final.placement),
-            accuracy=self.accuracy,
-            factorization=self.factorization,
+            placement=placement_figures(final.placement),
+            accuracy=self.judging.accuracy,
+            factorization=self.judging.factorization,
         )
-
-
-@dataclass(frozen=True)
-class _Final:
-    """What was written in the end."""
-
-    written: Written
-    opset: int
-    totals: Totals
-    remarks: tuple[Remark, ...]
-    verification: Verification | None
-    placement: Placement | None = None
-    coarse: CoarseFigures | None = None
-    copies: Copies | None = None
 
 
 def _is_wrong(bench: Workbench, build: Build) -> bool:
@@ -1040,86 +709,3 @@ def _ends_early_on_interrupt(bench: Workbench) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _disturbance(comparison: Comparison, strain: str) -> list[str]:
-    """A note if the spread was wide, and whether it was too wide to tell which is faster."""
-    low, high = comparison.ci95
-    if high - low <= 2 * _DISTURBED:
-        return []
-    within = f"the speedup is known to within {50 * (high - low):.0f}% only"
-    undecided = ", too little to tell which model is faster" if low < 1 < high else ""
-    why = f" ({strain})" if strain else ""
-    return [f"The machine was disturbed while timing{why}: {within}{undecided}."]
-
-
-def _latency(comparison: Comparison | None, copies: Copies | None) -> LatencyFigures | None:
-    if comparison is None:
-        return None
-    copies_ms = None if copies is None else (copies.to_device_ms, copies.to_host_ms)
-    return LatencyFigures(
-        comparison.baseline.median_ms,
-        comparison.candidate.median_ms,
-        comparison.speedup,
-        comparison.ci95,
-        comparison.pairs,
-        copies_ms,
-    )
-
-
-def _error(final: _Final, inputs: int) -> ErrorFigures:
-    """The deviation of what was written; an untouched original has none."""
-    verification = final.verification
-    if verification is None:
-        return ErrorFigures(0.0, 0.0, inputs, coarse=final.coarse)
-    untested = tuple(f"{o.name}: {o.why}" for o in verification.outputs if not o.tested)
-    return ErrorFigures(
-        verification.max_relative,
-        verification.tolerance,
-        verification.inputs,
-        untested,
-        final.coarse,
-    )
-
-
-def _option_figures(found: OptionsFound) -> OptionsFigures:
-    return OptionsFigures(
-        found.settings,
-        _latency(found.original, None),
-        _latency(found.optimized, None),
-        tuple(
-            OptionFigures(
-                dict(trial.settings),
-                trial.verdict is Verdict.KEPT,
-                None if trial.comparison is None else trial.comparison.speedup,
-                None if trial.comparison is None else trial.comparison.ci95,
-                trial.reason or trial.verdict.value,
-            )
-            for trial in found.trials
-        ),
-    )
-
-
-def _placement(placement: Placement | None) -> PlacementFigures | None:
-    if placement is None:
-        return None
-    return PlacementFigures(placement.nodes, tuple(map(str, placement.fallen)), placement.copies)
-
-
-def _annotated(remark: Remark, rulings: Rulings) -> Remark:
-    """The remark of a candidate with what led to its ruling (measured speedups, errors)."""
-    if remark.ordinal is None:
-        return remark
-    signature = str(remark.facts["signature"])
-    ruling = rulings.find(remark.pass_name, signature, remark.site, remark.ordinal)
-    return replace(remark, facts={**remark.facts, **ruling.facts})
-
-
-def _overruled(bench: Workbench, rulings: Rulings) -> Iterator[Remark]:
-    """The remarks when the original is kept: nothing that could be applied was."""
-    for remark in bench.build(rulings).remarks:
-        final = _annotated(remark, rulings)
-        if remark.kind is Kind.APPLIED:
-            slower = Verdict.REJECTED_SLOWER
-            final = replace(final, kind=slower.kind, reason=slower.value)
-        yield final
