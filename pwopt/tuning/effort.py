@@ -8,7 +8,7 @@ from enum import StrEnum
 from pwopt.runtime import Comparison
 from pwopt.tuning.workbench import Precision
 
-__all__ = ["BUDGETS", "Budget", "Effort", "least_seconds", "longer"]
+__all__ = ["ALLOWANCES", "Allowance", "Effort", "least_seconds", "longer"]
 
 _PATIENCE = 5
 """How much longer a promising but undecided comparison may take."""
@@ -23,7 +23,7 @@ class Effort(StrEnum):
 
 
 @dataclass(frozen=True)
-class Budget:
+class Allowance:
     """Seconds for all trials, and how carefully to time windows, trials and the end."""
 
     total_s: float
@@ -32,11 +32,11 @@ class Budget:
     confirm: Precision
 
 
-BUDGETS = {
-    Effort.QUICK: Budget(
+ALLOWANCES = {
+    Effort.QUICK: Allowance(
         60.0, Precision(7, 201, 1.0), Precision(7, 201, 3.0), Precision(11, 301, 5.0)
     ),
-    Effort.FULL: Budget(
+    Effort.FULL: Allowance(
         1200.0, Precision(11, 301, 4.0), Precision(11, 301, 12.0), Precision(21, 501, 15.0)
     ),
 }

@@ -20,7 +20,7 @@ from pwopt.passes import Canonicalise
 from pwopt.remark import Fact, Kind, Remark, Verdict
 from pwopt.runtime import Comparison
 from pwopt.tuning.candidate import offered_forms
-from pwopt.tuning.effort import BUDGETS, Budget, Effort, least_seconds, longer
+from pwopt.tuning.effort import ALLOWANCES, Allowance, Effort, least_seconds, longer
 from pwopt.tuning.pipeline import Ruling, Rulings
 from pwopt.tuning.replay import first_bad
 from pwopt.tuning.verdicts import (
@@ -114,7 +114,7 @@ def search(
         rulings: what the user decided already (limits, ordinals); never overruled.
         time_limit_s: seconds to spend on trials; by default those of the effort.
     """
-    budget = BUDGETS[effort]
+    budget = ALLOWANCES[effort]
     if time_limit_s is not None:
         budget = replace(budget, total_s=time_limit_s)
     return _Search(bench, budget, rulings, thorough=effort is Effort.FULL).run()
@@ -137,7 +137,7 @@ def confirm(
     build = bench.build(rulings)
     if bench.objection(build) is not None:
         return None
-    trial = BUDGETS[effort].trial
+    trial = ALLOWANCES[effort].trial
     brief = replace(trial, seconds=min(trial.seconds, _CONFIRMING * seconds))
     for reopened in (0, 1):  # a disturbed machine must not cost a good model
         try:
@@ -205,7 +205,7 @@ class _Search:
     """One run: the best build so far, and the rulings that led to it."""
 
     def __init__(
-        self, bench: Workbench, budget: Budget, rulings: Rulings, *, thorough: bool
+        self, bench: Workbench, budget: Allowance, rulings: Rulings, *, thorough: bool
     ) -> None:
         self.bench = bench
         self.budget = budget

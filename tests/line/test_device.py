@@ -17,7 +17,7 @@ from pwopt.report.json import dump, to_json
 from pwopt.report.terminal import report_table
 from pwopt.runtime import open_session
 from pwopt.tuning import options, search, workbench
-from pwopt.tuning.effort import BUDGETS, Effort
+from pwopt.tuning.effort import ALLOWANCES, Effort
 from pwopt.tuning.workbench import Precision
 from tests.runtime.stand_in import DEVICE, place_elsewhere, use_stand_in
 
@@ -45,8 +45,8 @@ def write(path: Path) -> Path:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timing that proves nothing, but is over soon; so no verdict on the end may follow from it."""
     pairs = Precision(2, 4, 0.1)
-    budget = replace(BUDGETS[Effort.QUICK], window=pairs, trial=pairs, confirm=pairs)
-    monkeypatch.setitem(BUDGETS, Effort.QUICK, budget)
+    budget = replace(ALLOWANCES[Effort.QUICK], window=pairs, trial=pairs, confirm=pairs)
+    monkeypatch.setitem(ALLOWANCES, Effort.QUICK, budget)
     monkeypatch.setattr(search, "is_loss", lambda _: False)
 
 

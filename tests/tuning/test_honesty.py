@@ -17,7 +17,7 @@ from pwopt.graph import Written
 from pwopt.runtime import Comparison
 from pwopt.runtime.measure import Sampler, compare_samplers
 from pwopt.tuning import search
-from pwopt.tuning.effort import BUDGETS, Effort
+from pwopt.tuning.effort import ALLOWANCES, Effort
 from pwopt.tuning.pipeline import Rulings, StopReason
 from pwopt.tuning.verdicts import is_gain, is_loss
 from pwopt.tuning.workbench import Build, Precision, Workbench
@@ -116,7 +116,7 @@ NOISES = [
 
 def searching(bench: SharedBench) -> Any:
     """A search at quick effort, to ask for its comparisons."""
-    budget = BUDGETS[Effort.QUICK]
+    budget = ALLOWANCES[Effort.QUICK]
     return search._Search(cast("Workbench", bench), budget, Rulings(), thorough=False)
 
 
