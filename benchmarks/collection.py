@@ -30,13 +30,20 @@ RECORD = HERE / "records" / "collection-{effort}-{threads}.json"
 
 
 def optimize(
-    entry: Entry, folder: Path, threads: int, effort: str, keep: Path | None
+    entry: Entry,
+    folder: Path,
+    threads: int,
+    effort: str,
+    keep: Path | None,
+    time_limit_s: float | None = None,
 ) -> dict[str, Any]:
     source = folder / f"{entry.name}.onnx"
     output = folder / f"{entry.name}.opt.onnx"
     entry.write(source)
     target = pwopt.Target("cpu", threads=threads, input_shapes=entry.input_shapes)
-    options = pwopt.Options(effort=Effort(effort), cache=folder / "cache")
+    options = pwopt.Options(
+        effort=Effort(effort), time_limit_s=time_limit_s, cache=folder / "cache"
+    )
     try:
         report = pwopt.optimize(source, output, target, options)
         again = pwopt.optimize(source, folder / "again.onnx", target, options)
@@ -54,6 +61,8 @@ def optimize(
         "same": again.output.sha256 == report.output.sha256,
         "stop_reason": again.stop_reason,
     }
+    if time_limit_s is not None:
+        row["time_limit_s"] = time_limit_s
     row["model"]["path"] = row["output"]["path"] = entry.name
     return row
 
@@ -63,11 +72,20 @@ def optimize(
 @click.option("--effort", default="quick", show_default=True)
 @click.option("--only", default="", help="Only models whose name contains this.")
 @click.option("--kind", default="", help="trained, reference or light.")
+@click.option("--time-limit", type=float, help="Seconds for trials instead of the effort's.")
 @click.option("--resume", is_flag=True, help="Leave out what was recorded at this commit.")
 @click.option(
     "--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep the optimized models."
 )
-def main(threads: int, effort: str, only: str, kind: str, resume: bool, keep: Path | None) -> None:
+def main(
+    threads: int,
+    effort: str,
+    only: str,
+    kind: str,
+    time_limit: float | None,
+    resume: bool,
+    keep: Path | None,
+) -> None:
     """Measure and record; earlier rows of other models are kept."""
     path = Path(str(RECORD).format(effort=effort, threads=threads))
     path.parent.mkdir(exist_ok=True)
@@ -78,7 +96,7 @@ def main(threads: int, effort: str, only: str, kind: str, resume: bool, keep: Pa
         if resume and _commit_of(rows.get(entry.name)) == commit:
             continue
         with tempfile.TemporaryDirectory(dir=keep) as folder:
-            row = optimize(entry, Path(folder), threads, effort, keep)
+            row = optimize(entry, Path(folder), threads, effort, keep, time_limit)
         rows[entry.name] = row
         path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
         latency = row["latency"] or {"speedup": 1.0, "ci95": [1.0, 1.0]}

@@ -57,6 +57,7 @@ def collection_table(rows: list[dict[str, Any]]) -> str:
     lines += ["", f"{len(rows)} models; geometric mean of the speedups {mean:.3f};"]
     lines[-1] += f" the least is {min(speedups):.3f}."
     lines += _second_runs(rows)
+    lines += _limits(rows)
     return "\n".join([*lines, *_conditions(rows)])
 
 
@@ -71,6 +72,18 @@ def _second_runs(rows: list[dict[str, Any]]) -> list[str]:
         f"A second run took {100 * parts[len(parts) // 2]:.1f}% of the first one's time (median),"
     )
     return [f"{text} at most {100 * parts[-1]:.0f}%; {within} of {len(parts)} took under a tenth."]
+
+
+def _limits(rows: list[dict[str, Any]]) -> list[str]:
+    """Which models had another time than the effort's."""
+    limited: dict[float, int] = {}
+    for row in rows:
+        if "time_limit_s" in row:
+            limited[row["time_limit_s"]] = limited.get(row["time_limit_s"], 0) + 1
+    return [
+        f"{count} of the models had {seconds:g} s for trials instead of the effort's."
+        for seconds, count in sorted(limited.items())
+    ]
 
 
 def _again(row: dict[str, Any]) -> str:
