@@ -460,6 +460,14 @@ class _Line:
                 return None
             bench.trust(build.written.sha256, Verification.from_json(known["verification"]))
         found = confirm(bench, self.options.effort, rulings, known["seconds"])
+        if found is None and not build.applied:
+            return Found(
+                None,
+                rulings,
+                None,
+                "decided by an earlier search, which gained nothing; no faster now, so the original"
+                " is kept",
+            )
         if found is None and known["verification"] is not None:
             bench.consult(self.ask())
         return found

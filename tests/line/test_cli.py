@@ -528,6 +528,26 @@ def test_a_second_run_runs_the_original_again_only_if_its_end_does_not_hold(
 
 
 @pytest.mark.usefixtures("no_clock")
+def test_an_end_that_gained_nothing_and_does_not_hold_leaves_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = tmp_path / "model.onnx", tmp_path / "cache"
+    model = conv_bn()
+    del model.graph.node[1:]
+    model.graph.node[0].output[0] = "same"
+    model.graph.node.append(onnx.helper.make_node("Identity", ["same"], ["y"]))
+    onnx.save(model, str(path))
+    alone = ("--passes", "fold-affine", "--cache", cache)
+    first = quick(path, *alone)
+    assert [p["name"] for p in first["passes"] if p["applied"]] == ["canonicalise"]
+    monkeypatch.setattr("pwopt.line.run.confirm", lambda *_: None)
+    second = quick(path, *alone)
+    assert "earlier search" in second["stop_reason"]
+    assert second["latency"] is None
+    assert (tmp_path / "model.opt.onnx").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.usefixtures("no_clock")
 def test_a_second_run_opens_each_model_once_and_writes_what_is_there_already_not_again(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
