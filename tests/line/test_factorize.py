@@ -12,8 +12,8 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from pwopt import line
 from pwopt.cli import main
+from pwopt.line import judging
 from pwopt.numerics import lowrank
 from pwopt.numerics.lowrank import Method
 from pwopt.tuning import allocation, budget
@@ -201,7 +201,7 @@ def test_a_second_run_searches_no_more(
     def forbidden(*_: Any) -> None:
         raise AssertionError("searched again")
 
-    monkeypatch.setattr(line, "factorize", forbidden)
+    monkeypatch.setattr(judging, "factorize", forbidden)
     result = optimize(folder, *arguments, cache=True)
     assert result.exit_code == 0, result.output
     assert report(folder)["factorization"] == first["factorization"]

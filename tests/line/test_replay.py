@@ -222,7 +222,7 @@ def test_bisect_names_the_rewrite_that_costs_latency(
         proto = onnx.load(str(build.written.path))
         return sum(n.op_type in ("HardSwish", "HardSigmoid") for n in proto.graph.node) >= 3
 
-    monkeypatch.setattr(line, "_is_slow", is_slow)
+    monkeypatch.setattr("pwopt.line.run._is_slow", is_slow)
     culprit = line.bisect(source, script, Check.LATENCY, TARGET)
     assert culprit is not None
     assert culprit.remark == raised[2]
