@@ -388,8 +388,10 @@ def ablate(model: str, folder: Path) -> None:
             print(f"{how}: {accuracy_text(accuracy)}", flush=True)
             macs = model_cost(load(made.path)).macs
             rows.append({"how": how, "macs": macs, "accuracy": asdict(accuracy)})
+    earlier = json.loads(ABLATION.read_text()) if ABLATION.exists() else []
     record = {"model": model, "rows": rows, "conditions": conditions()}
-    ABLATION.write_text(json.dumps(record, indent=1) + "\n")
+    records = [record, *(r for r in earlier if r["model"] != model)]
+    ABLATION.write_text(json.dumps(records, indent=1) + "\n")
 
 
 def uniform(base: ModelProto) -> dict[str, Form]:

@@ -493,8 +493,12 @@ def factorize_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, *_conditions(rows)])
 
 
-def ablation_table(record: dict[str, Any]) -> str:
-    """The same plan fitted in different ways."""
+def ablation_tables(records: list[dict[str, Any]]) -> str:
+    """For each model the same plan fitted in different ways."""
+    return "\n\n".join(map(_ablation_table, records))
+
+
+def _ablation_table(record: dict[str, Any]) -> str:
     header = ["fitted", "MACs, millions", "lost", "95% interval", "same class", "relative error"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in record["rows"]:
@@ -522,7 +526,7 @@ def fill(path: Path, name: str, table: str) -> None:
 _TABLES: dict[str, Callable[[Any], str]] = {
     "accuracy-exact": accuracy_table,
     "factorize-1": factorize_table,
-    "factorize-ablation": ablation_table,
+    "factorize-ablation": ablation_tables,
     "honesty": honesty_table,
     "noisy": noisy_table,
     "scaling": scaling_table,
