@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -239,19 +239,8 @@ class _Search:
         if known is not None:
             return known
         step, bench = steps[index], self.bench
-        factors = fitted(
-            self.base,
-            step.plan,
-            self.samples,
-            bench.target,
-            self.place.scratch,
-            self.place.seed,
-            self.place.fitting,
-            counting(bench.progress, f"fitting model {len(self.made) + 1}"),
-        )
-        folder = self.place.scratch / f"point-{index}"
-        folder.mkdir()
-        made = written(self.base, factors, folder / "model.onnx")
+        label = f"fitting model {len(self.made) + 1}"
+        made = _made(self.base, step.plan, self.samples, self.place, f"point-{index}", label)
         accuracy = self.judge.figures(made.path, counting(bench.progress, "judging"))
         comparison = None
         if self.place.clock:
@@ -351,25 +340,38 @@ def refactorize(
     point = figures.points[number - 1]
     plan = {site: Form.parse(name) for site, name in point.plan.items()}
     base = base_model(model.to_proto())
-    factors = fitted(
-        base,
-        plan,
-        samples,
-        place.target,
-        place.scratch,
-        figures.seed,
-        place.fitting,
-        counting(place.progress, "fitting the factors"),
-    )
-    folder = place.scratch / "factorised"
-    folder.mkdir()
-    made = written(base, factors, folder / "model.onnx")
+    place = replace(place, seed=figures.seed)
+    made = _made(base, plan, samples, place, "factorised", "fitting the factors")
     if made.sha256 != point.sha256:
         raise ReplayError(
             "the factors come out otherwise than in the report (another machine, or other versions"
             " or threads?): the model would be another one"
         )
     return made
+
+
+def _made(
+    base: ModelProto,
+    plan: Mapping[str, Form],
+    samples: Samples,
+    place: Place,
+    name: str,
+    label: str,
+) -> Written:
+    """*base* with the forms of *plan* fitted to *samples*, in a folder *name* of its own."""
+    factors = fitted(
+        base,
+        plan,
+        samples,
+        place.target,
+        place.scratch,
+        place.seed,
+        place.fitting,
+        counting(place.progress, label),
+    )
+    folder = place.scratch / name
+    folder.mkdir()
+    return written(base, factors, folder / "model.onnx")
 
 
 def _point(judged: Judged) -> FactorizedPoint:
