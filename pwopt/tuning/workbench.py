@@ -168,6 +168,7 @@ class Workbench:
         self._serial = 0
         self._prepared = prepared
         self._latest: Build | None = None
+        self._expected: dict[Group, float] = {}
         self._sessions: dict[Path, Session] = {}
         self._verified: dict[str, Verification] = {}
         self._cache = cache
@@ -212,6 +213,7 @@ class Workbench:
             folder = self._new_folder()
             written = save(self.driver.model, folder / "model.onnx", durable=False)
             weakref.finalize(written, shutil.rmtree, folder, ignore_errors=True)
+        self._expected = {}
         self._latest = Build(
             rulings,
             written,
@@ -401,7 +403,10 @@ class Workbench:
             each = None if match is None else window_seconds(match.nodes, facts, dims)
             return len(sites) * (each or 0.0)
 
-        return {group: seconds(group) for group in groups}
+        for group in groups:
+            if group not in self._expected:
+                self._expected[group] = seconds(group)
+        return {group: self._expected[group] for group in groups}
 
     def estimate(self, window: Window) -> dict[str, float]:
         """What the analytic model expects: time after over time before, by variant.

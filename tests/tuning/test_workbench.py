@@ -19,9 +19,11 @@ from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import Reference, resolve
 from pwopt.target import Target
 from pwopt.tuning import window as window_module
+from pwopt.tuning import workbench as workbench_module
 from pwopt.tuning.candidate import offered_forms
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.pipeline import Ruling, Rulings
+from pwopt.tuning.verdicts import groups_of
 from pwopt.tuning.workbench import Build, Oracle, Precision, Workbench, silent
 
 HELD = Rulings(default=Ruling(Verdict.HELD))
@@ -134,3 +136,24 @@ def test_the_window_of_a_long_site_goes_without_what_is_before_it(
     assert window is not None
     ops = [node.op_type for node in onnx.load(window.before.path).graph.node]
     assert ops.count("Conv") == convolutions
+
+
+def test_what_a_group_is_expected_to_take_is_found_out_once_per_build(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+
+    def finding(driver: Any, pass_: Any, remark: Remark) -> Any:
+        looked_up.append(remark.site)
+        return window_module.find_match(driver, pass_, remark)
+
+    monkeypatch.setattr(workbench_module, "find_match", finding)
+    build = bench.build(HELD)
+    groups = groups_of(build, LowerConvWinograd.name)
+    first = bench.expected_seconds(build, groups)
+    assert all(seconds > 0 for seconds in first.values())
+    assert bench.expected_seconds(build, groups) == first
+    assert len(looked_up) == len(groups)
+    bench.build(Rulings())
+    assert bench.expected_seconds(build, groups) == first
+    assert len(looked_up) == 2 * len(groups)
