@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
@@ -15,16 +15,21 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 
+_CACHE_VARIABLES = ("XDG_CACHE_HOME", "LOCALAPPDATA")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Measurements of tests stay out of the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
-    variables = ("XDG_CACHE_HOME", "LOCALAPPDATA")
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(dict.fromkeys(variables, str(folder)))
-    yield folder
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _CACHE_VARIABLES:
+            patch.setenv(name, str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(_shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And out of other tests': what one has measured must not decide what the next one sees."""
+    for name in _CACHE_VARIABLES:
+        monkeypatch.setenv(name, str(_shared_cache / uuid4().hex))
