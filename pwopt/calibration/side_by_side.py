@@ -129,7 +129,12 @@ class SideBySide:
         on_progress(total, total)
 
     def observe(
-        self, station: Station, *, symmetric: bool = False, plain: bool = False
+        self,
+        station: Station,
+        *,
+        symmetric: bool = False,
+        plain: bool = False,
+        keeps_rows: bool = False,
     ) -> Gatherer:
         """Moments at a station.
 
@@ -138,6 +143,7 @@ class SideBySide:
             symmetric: patches of the original, not of the approximation.
             plain: targets are the original's results even where the approximation of what they
                 are added to could be made up for.
+            keeps_rows: whether some positions are kept as they are.
         """
         conv = station.conv
         gatherer = Gatherer(
@@ -146,7 +152,7 @@ class SideBySide:
             sum(self._sizes),
             total_rows(conv, _LEAST_ROWS, _ROWS_PER_SIZE),
             self._rng,
-            keeps_rows=station.slope is not None,
+            keeps_rows=keeps_rows,
         )
         for batch, size in enumerate(self._sizes):
             x = self._value(conv.input, batch, approximated=not symmetric)

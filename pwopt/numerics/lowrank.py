@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "Fitter",
     "Method",
     "Moments",
     "Rows",
@@ -43,6 +45,8 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Factors: TypeAlias = list[Array]
+_Decomposition: TypeAlias = tuple[Array, Array, Array]
+"""Left singular vectors, singular values, right singular vectors."""
 Kernel: TypeAlias = tuple[int, int, int, int]
 """Output channels, input channels, and the two axes of the kernel."""
 
@@ -85,6 +89,10 @@ _EQUATIONS: Final[Mapping[Method, str]] = MappingProxyType(
         Method.POINTWISE: "rcij,or->ocij",
     }
 )
+
+
+_CLOSED: Final = (Method.CHANNEL_OUT, Method.POINTWISE)
+"""Products of two matrices, which have a closed form."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,45 +288,136 @@ def fit(
     moments: Moments,
     *,
     start: Sequence[Array] | None = None,
-    free: Array | None = None,
     sweeps: int = 8,
     steps: int = 16,
 ) -> Factors:
-    """Factors with the least response error that alternating least squares finds.
+    """:meth:`Fitter.fit` for a single form."""
+    return Fitter(moments).fit(method, ranks, start=start, sweeps=sweeps, steps=steps)
 
-    Reduced-rank regression in closed form where the method is a product of two matrices; else the
-    factors are solved for in turn, each by conjugate gradients, from the truncated (higher-order)
-    singular value decomposition of the unrestricted kernel.
 
-    Args:
-        method: how the kernel is written.
-        ranks: as :func:`factor_shapes` takes them.
-        moments: what the response is to be close to.
-        start: factors to start from.
-        free: ``[O, D]``, the unrestricted kernel, where it is known already.
-        sweeps: how often all factors are solved for, at most.
-        steps: of conjugate gradients, at most, for each.
-    """
-    inputs, cross = moments._regularised()
-    if method in (Method.CHANNEL_OUT, Method.POINTWISE):
-        return _reduced_rank(moments.kernel, ranks[0], inputs, cross)
-    if free is None:
-        free = np.asarray(np.linalg.solve(inputs, cross.T).T)
-    if start is None:
-        factors = _truncated(method, free.reshape(moments.kernel), ranks)
-    else:
-        factors = list(start)
-    problem = _Problem(method, moments.kernel, inputs, cross)
-    floor = float(np.sum(free * cross))
-    before = math.inf
-    for _ in range(sweeps):
-        for position in reversed(range(len(factors))):
-            factors[position] = problem.solved(factors, position, steps)
-        excess = problem.value(factors) + floor
-        if before - excess <= _SMALL_STEP * abs(excess):
-            break
-        before = excess
-    return factors
+class Fitter:
+    """Fits factors of one kernel; what does not depend on the ranks is computed once."""
+
+    def __init__(self, moments: Moments, free: Array | None = None) -> None:
+        """For the response that *moments* tell of.
+
+        Args:
+            moments: what the response is to be close to.
+            free: ``[O, D]``, the unrestricted kernel, where it is known already.
+        """
+        self.kernel = moments.kernel
+        self._inputs, self._cross = moments._regularised()
+        self._known = free
+        self._problems: dict[Method, _Problem] = {}
+        self._decompositions: dict[Method, list[_Decomposition]] = {}
+
+    def fit(
+        self,
+        method: Method,
+        ranks: Sequence[int],
+        *,
+        start: Sequence[Array] | None = None,
+        sweeps: int = 8,
+        steps: int = 16,
+    ) -> Factors:
+        """Factors with the least response error that alternating least squares finds.
+
+        Reduced-rank regression in closed form where the method is a product of two matrices; else
+        the factors are solved for in turn, the last one in closed form and the others by conjugate
+        gradients, from the truncated (higher-order) singular value decomposition of the
+        unrestricted kernel.
+
+        Args:
+            method: how the kernel is written.
+            ranks: as :func:`factor_shapes` takes them.
+            start: factors to start from.
+            sweeps: how often all factors are solved for, at most.
+            steps: of conjugate gradients, at most, for each.
+        """
+        if method in _CLOSED:
+            return self._reduced_rank(ranks[0])
+        factors = self._truncated(method, ranks) if start is None else list(start)
+        problem = self._problem(method)
+        floor = float(np.sum(self._free * self._cross))
+        before = math.inf
+        for sweep in range(sweeps):
+            for position in reversed(range(len(factors))):
+                factors[position] = problem.solved(factors, position, steps)
+            if sweep == sweeps - 1:
+                break
+            excess = problem.value(factors) + floor
+            if before - excess <= _SMALL_STEP * abs(excess):
+                break
+            before = excess
+        return factors
+
+    @cached_property
+    def _free(self) -> Array:
+        if self._known is not None:
+            return self._known
+        return np.asarray(np.linalg.solve(self._inputs, self._cross.T).T)
+
+    def _problem(self, method: Method) -> _Problem:
+        if method not in self._problems:
+            self._problems[method] = _Problem(method, self.kernel, self._inputs, self._cross)
+        return self._problems[method]
+
+    @cached_property
+    def _response(self) -> tuple[Array, Array]:
+        """Left singular vectors of the whitened regression, and the regression."""
+        lower = np.linalg.cholesky(self._inputs)
+        whitened = np.linalg.solve(lower, self._cross.T).T
+        free = np.linalg.solve(lower.T, whitened.T).T
+        return _left_vectors(whitened), free
+
+    def _reduced_rank(self, rank: int) -> Factors:
+        """``U U^T W``: U the leading left singular vectors of the whitened regression."""
+        vectors, free = self._response
+        left = vectors[:, :rank]
+        return [(left.T @ free).reshape(rank, *self.kernel[1:]), left]
+
+    def _truncated(self, method: Method, ranks: Sequence[int]) -> Factors:
+        """Factors of the unrestricted kernel by truncated singular value decompositions."""
+        o, c, i, j = self.kernel
+        rank = ranks[0]
+        if method is Method.BOTTLENECK:
+            narrow, wide = self._bases[0][:, :rank], self._bases[1][:, : ranks[1]]
+            weight = self._free.reshape(self.kernel)
+            return [narrow.T, _einsum("ocij,cr,os->srij", weight, narrow, wide), wide]
+        halves = [_halves(parts, rank) for parts in self._decomposed(method)]
+        left, right = halves[0]
+        if method is Method.CHANNEL_IN:
+            return [right, left.reshape(o, i, j, rank).transpose(0, 3, 1, 2)]
+        if method is Method.SPATIAL:
+            return [left.T.reshape(rank, c, i), right.reshape(rank, o, j).transpose(1, 0, 2)]
+        if method is Method.SPATIAL_REVERSED:
+            return [left.T.reshape(rank, c, j), right.reshape(rank, o, i).transpose(1, 0, 2)]
+        depthwise = np.stack([right.reshape(rank, i, j) for _, right in halves])
+        return [depthwise, np.stack([left for left, _ in halves], axis=1)]
+
+    @cached_property
+    def _bases(self) -> tuple[Array, Array]:
+        """Left singular vectors of the unrestricted kernel, unfolded on either of its channels."""
+        o, c, _, _ = self.kernel
+        weight = self._free.reshape(self.kernel)
+        unfolded = weight.transpose(1, 0, 2, 3).reshape(c, -1)
+        return _left_vectors(unfolded), _left_vectors(weight.reshape(o, -1))
+
+    def _decomposed(self, method: Method) -> list[_Decomposition]:
+        """Singular value decompositions of the unrestricted kernel, unfolded for the method."""
+        if method not in self._decompositions:
+            o, c, i, j = self.kernel
+            weight = self._free.reshape(self.kernel)
+            matrices = {
+                Method.CHANNEL_IN: lambda: [weight.transpose(0, 2, 3, 1).reshape(-1, c)],
+                Method.SPATIAL: lambda: [weight.transpose(1, 2, 0, 3).reshape(c * i, o * j)],
+                Method.SPATIAL_REVERSED: lambda: [weight.transpose(1, 3, 0, 2).reshape(c * j, -1)],
+                Method.SEPARABLE: lambda: [weight[:, k].reshape(o, i * j) for k in range(c)],
+            }[method]()
+            self._decompositions[method] = [
+                np.linalg.svd(matrix, full_matrices=False) for matrix in matrices
+            ]
+        return self._decompositions[method]
 
 
 def fit_rectified(
@@ -427,13 +526,13 @@ class _Problem:
             return _einsum(backward, (flat @ self.inputs).reshape(self.kernel), *others)
 
         target = _einsum(backward, self.cross.reshape(self.kernel), *others)
+        if position == len(factors) - 1:
+            return self._of_last(factors)(target)
         precondition = self._preconditioner(factors, position)
         return _conjugate_gradients(normal, target, factors[position], precondition, steps)
 
     def _preconditioner(self, factors: Factors, position: int) -> Callable[[Array], Array]:
-        """An approximate inverse of the normal equations; exact for the last factor."""
-        if position == len(factors) - 1:
-            return self._of_last(factors)
+        """An approximate inverse of the normal equations."""
         if self.method is Method.SEPARABLE:
             return self._of_depthwise(factors[1])
         if self.method in (Method.SPATIAL, Method.SPATIAL_REVERSED):
@@ -442,8 +541,26 @@ class _Problem:
             return self._of_core(factors)
         return self._of_narrowing(factors)
 
+    @cached_property
+    def _own(self) -> Array:
+        """Moments of what the first factor sees, as if the taps of the others were independent."""
+        _, c, i, j = self.kernel
+        if self.method is Method.SEPARABLE:
+            own = np.einsum("cijcIJ->cijIJ", self.moment6)
+        elif self.method is Method.SPATIAL:
+            own = np.einsum("cijCIj->ciCI", self.moment6).reshape(c * i, c * i) / j
+        elif self.method is Method.SPATIAL_REVERSED:
+            own = np.einsum("cijCiJ->cjCJ", self.moment6).reshape(c * j, c * j) / i
+        else:
+            own = np.einsum("cijCij->cC", self.moment6) / (i * j)
+        return np.asarray(own)
+
+    @cached_property
+    def _of_own(self) -> Callable[[Array], Array]:
+        return _solver(self._own)
+
     def _of_last(self, factors: Factors) -> Callable[[Array], Array]:
-        """Regression on what the factors before make of the patches."""
+        """Exact: regression on what the factors before make of the patches."""
         *inner, last = _operands(self.method)
         axes = last[1:]
         prime = str.maketrans("cijrst", "CIJRST")
@@ -462,7 +579,7 @@ class _Problem:
         """Exact within a channel; blind to what channels have in common."""
         channels, terms = pointwise.shape[1:]
         taps = math.prod(self.kernel[2:])
-        own = np.einsum("cijcIJ->cijIJ", self.moment6).reshape(channels, taps, taps)
+        own = self._own.reshape(channels, taps, taps)
         gram = np.einsum("oct,ocT->ctT", pointwise, pointwise)
         blocks = np.einsum("ctT,cab->ctaTb", gram, own).reshape(channels, terms * taps, -1)
         inverse = _inverses(blocks)
@@ -470,12 +587,7 @@ class _Problem:
 
     def _of_spatial(self, second: Array) -> Callable[[Array], Array]:
         """As if the taps of the second factor saw patches of the same moments, and independent."""
-        _, c, i, j = self.kernel
-        if self.method is Method.SPATIAL:
-            own = np.einsum("cijCIj->ciCI", self.moment6).reshape(c * i, c * i) / j
-        else:
-            own = np.einsum("cijCiJ->cjCJ", self.moment6).reshape(c * j, c * j) / i
-        right = _solver(own)
+        right = self._of_own
         left = _solver(np.einsum("orj,oRj->rR", second, second))
         return lambda x: left(right(x.reshape(len(x), -1).T).T).reshape(x.shape)
 
@@ -490,8 +602,7 @@ class _Problem:
 
     def _of_narrowing(self, factors: Factors) -> Callable[[Array], Array]:
         """As if the taps of the kernel saw pixels of the same mean moments, and independent."""
-        taps = math.prod(self.kernel[2:])
-        right = _solver(np.einsum("cijCij->cC", self.moment6) / taps)
+        right = self._of_own
         rest = factors[1] if len(factors) == 2 else _einsum("srij,os->orij", *factors[1:])
         left = _solver(np.einsum("orij,oRij->rR", rest, rest))
         return lambda x: left(right(x.T).T)
@@ -521,43 +632,12 @@ def _conjugate_gradients(
     return x
 
 
-# -- closed forms ----------------------------------------------------------------------------------
+# -- decompositions -------------------------------------------------------------------------------
 
 
-def _reduced_rank(kernel: Kernel, rank: int, inputs: Array, cross: Array) -> Factors:
-    """``U U^T W``: U the leading left singular vectors of the whitened regression."""
-    lower = np.linalg.cholesky(inputs)
-    whitened = np.linalg.solve(lower, cross.T).T
-    left = _leading(whitened, rank)
-    free = np.linalg.solve(lower.T, whitened.T).T
-    return [(left.T @ free).reshape(rank, *kernel[1:]), left]
-
-
-def _truncated(method: Method, weight: Array, ranks: Sequence[int]) -> Factors:
-    """Factors of *weight* by truncated singular value decompositions."""
-    o, c, i, j = weight.shape
-    rank = ranks[0]
-    if method is Method.CHANNEL_IN:
-        left, right = _halves(weight.transpose(0, 2, 3, 1).reshape(-1, c), rank)
-        return [right, left.reshape(o, i, j, rank).transpose(0, 3, 1, 2)]
-    if method is Method.SPATIAL:
-        left, right = _halves(weight.transpose(1, 2, 0, 3).reshape(c * i, o * j), rank)
-        return [left.T.reshape(rank, c, i), right.reshape(rank, o, j).transpose(1, 0, 2)]
-    if method is Method.SPATIAL_REVERSED:
-        left, right = _halves(weight.transpose(1, 3, 0, 2).reshape(c * j, o * i), rank)
-        return [left.T.reshape(rank, c, j), right.reshape(rank, o, i).transpose(1, 0, 2)]
-    if method is Method.BOTTLENECK:
-        narrow = _leading(weight.transpose(1, 0, 2, 3).reshape(c, -1), rank)
-        wide = _leading(weight.reshape(o, -1), ranks[1])
-        return [narrow.T, _einsum("ocij,cr,os->srij", weight, narrow, wide), wide]
-    pairs = [_halves(weight[:, channel].reshape(o, i * j), rank) for channel in range(c)]
-    depthwise = np.stack([right.reshape(rank, i, j) for _, right in pairs])
-    return [depthwise, np.stack([left for left, _ in pairs], axis=1)]
-
-
-def _halves(matrix: Array, rank: int) -> tuple[Array, Array]:
+def _halves(parts: _Decomposition, rank: int) -> tuple[Array, Array]:
     """Left and right factor of the best approximation of that rank, of equal scale."""
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    left, values, right = parts
     root = np.sqrt(values[:rank])
     missing = rank - len(root)
     return (
@@ -566,10 +646,9 @@ def _halves(matrix: Array, rank: int) -> tuple[Array, Array]:
     )
 
 
-def _leading(matrix: Array, rank: int) -> Array:
-    """Orthonormal columns that span most of *matrix*, by its smaller Gram matrix."""
-    vectors = np.linalg.svd(matrix, full_matrices=matrix.shape[0] > matrix.shape[1])[0]
-    return vectors[:, :rank]
+def _left_vectors(matrix: Array) -> Array:
+    """Its left singular vectors, the leading ones first."""
+    return np.linalg.svd(matrix, full_matrices=matrix.shape[0] > matrix.shape[1])[0]
 
 
 # -- small helpers ---------------------------------------------------------------------------------

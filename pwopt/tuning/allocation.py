@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from pwopt.cost import model_cost
 from pwopt.errors import PwoptError, UsageError
 from pwopt.graph import Facts, ModelProto, Rewriter, parse
 from pwopt.numerics import lowrank
+from pwopt.numerics.lowrank import Moments
 from pwopt.passes import FactorizeConv, LowerConvWinograd
 from pwopt.passes.factorize_conv import FactorizeConvMatch, Form, form_cost, forms, group_kernel
 from pwopt.remark import Kind, Remark, Verdict
@@ -44,8 +45,11 @@ _LEAST_SHARE: Final = 0.002
 _LEAST_GAIN: Final = 0.02
 _POSITIONS_PER_SIZE: Final = 4
 """Output positions that it takes for each element of a patch; layers with fewer are left alone."""
-_SWEEPS: Final = 2
-_STEPS: Final = 6
+_GLANCE: Final = 1.5
+"""How much a first look may overrate an error."""
+_NEGLIGIBLE: Final = 1e-4
+"""A response error that is as good as none."""
+_STEPS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -213,33 +217,69 @@ def _spectra(
 def _spectrum(station: Station, seen: Gatherer, *, fine: bool) -> _Spectrum:
     """Errors of those forms that no cheaper one beats."""
     moments = seen.moments()
-    power = max(sum(m.power for m in moments), float(np.finfo(float).tiny))
+    # Targets are the layer's own response: without restriction it stays as it is.
+    fitters = [lowrank.Fitter(m, free=m.weight) for m in moments]
+    looked_at = _at_a_glance(station, moments, fitters, fine=fine)
     errors: dict[Form, float] = {}
-    probe: tuple[float, Array, Array, float] | None = None
+    probe: tuple[float, list[Array], float] | None = None
     least = math.inf
-    for form in sorted(forms(station.conv, fine=fine), key=lambda f: form_cost(station.conv, f)):
-        kernels = [
-            lowrank.compose(
-                form.method,
-                # Targets are the layer's own response: without restriction it stays as it is.
-                lowrank.fit(
-                    form.method, form.ranks, m, free=m.weight, sweeps=_SWEEPS, steps=_STEPS
-                ),
-            )
-            for m in moments
-        ]
-        error = sum(m.error(k) * m.power for m, k in zip(moments, kernels, strict=True)) / power
-        error = max(error, 0.0)
+    for form, start in looked_at:
+        kernels = _kernels(form, fitters, start, steps=_STEPS)[1]
+        error = _response_error(moments, kernels)
         distance = abs(math.log(max(error, 1e-9) / _PROBE))
         if probe is None or distance < probe[0]:
-            bias = np.concatenate([m.bias(k) for m, k in zip(moments, kernels, strict=True)])
-            probe = distance, np.concatenate(kernels), bias, error
+            probe = distance, kernels, error
         if error < least:
             errors[form] = least = error
     assert probe is not None
+    bias = np.concatenate([m.bias(k) for m, k in zip(moments, probe[1], strict=True)])
     whole, scale = math.prod(group_kernel(station.conv)), seen.pixels * station.conv.group
     saved = {form: scale * (whole - form_cost(station.conv, form)) for form in errors}
-    return _Spectrum(errors, saved, *probe[1:])
+    return _Spectrum(errors, saved, np.concatenate(probe[1]), bias, probe[2])
+
+
+_Started: TypeAlias = list[list[Array]]
+"""Factors of each group."""
+
+
+def _at_a_glance(
+    station: Station,
+    moments: Sequence[Moments],
+    fitters: Sequence[lowrank.Fitter],
+    *,
+    fine: bool,
+) -> list[tuple[Form, _Started]]:
+    """Forms that may be the best of their price, cheapest first, with factors to go on from."""
+    found: list[tuple[Form, _Started]] = []
+    least = math.inf
+    for form in sorted(forms(station.conv, fine=fine), key=lambda f: form_cost(station.conv, f)):
+        factors, kernels = _kernels(form, fitters, None, steps=1)
+        error = _response_error(moments, kernels)
+        if error < _GLANCE * least:
+            found.append((form, factors))
+        least = min(least, error)
+        if least < _NEGLIGIBLE:  # what costs more has nothing left to gain
+            break
+    return found
+
+
+def _kernels(
+    form: Form, fitters: Sequence[lowrank.Fitter], start: _Started | None, steps: int
+) -> tuple[_Started, list[Array]]:
+    """One sweep from *start*: factors and their product for each group."""
+    starts = start if start is not None else [None] * len(fitters)
+    factors = [
+        fitter.fit(form.method, form.ranks, start=one, sweeps=1, steps=steps)
+        for fitter, one in zip(fitters, starts, strict=True)
+    ]
+    return factors, [lowrank.compose(form.method, one) for one in factors]
+
+
+def _response_error(moments: Sequence[Moments], kernels: Sequence[Array]) -> float:
+    """Over all groups, relative to the power of the response."""
+    power = max(sum(m.power for m in moments), float(np.finfo(float).tiny))
+    lost = sum(m.error(k) * m.power for m, k in zip(moments, kernels, strict=True))
+    return max(lost / power, 0.0)
 
 
 def _worthwhile(base: ModelProto) -> dict[str, float]:

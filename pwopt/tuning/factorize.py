@@ -44,14 +44,14 @@ class Fitting:
         on_data: to the response on calibration data; otherwise to the weights.
         asymmetric: inputs come from the approximated network.
         residual: where the result is added to something, errors of that are made up for.
-        rectified: rounds of fitting behind the activation.
+        rectified: rounds of fitting behind the activation; it has not paid on residual networks.
         weighted: channels count as much as the next convolutions make of them.
     """
 
     on_data: bool = True
     asymmetric: bool = True
     residual: bool = True
-    rectified: int = 3
+    rectified: int = 0
     weighted: bool = True
 
 
@@ -105,7 +105,13 @@ def _fitted_site(
         parts = np.split(flat, station.conv.group)
         groups = [lowrank.fit(form.method, form.ranks, Moments.of_weight(p)) for p in parts]
         return _site_factors(form, groups, station.bias.astype(np.float64))
-    seen = networks.observe(station, symmetric=not fitting.asymmetric, plain=not fitting.residual)
+    is_rectified = station.slope is not None and fitting.rectified > 0
+    seen = networks.observe(
+        station,
+        symmetric=not fitting.asymmetric,
+        plain=not fitting.residual,
+        keeps_rows=is_rectified,
+    )
     scales = np.ones(station.conv.cout)
     if fitting.weighted and station.importance is not None:
         scales = station.importance / np.mean(station.importance)
@@ -113,7 +119,7 @@ def _fitted_site(
     moments = [m.scaled(s) for m, s in zip(seen.moments(), parts, strict=True)]
     groups = [lowrank.fit(form.method, form.ranks, m) for m in moments]
     biases = [m.bias(lowrank.compose(form.method, g)) for m, g in zip(moments, groups, strict=True)]
-    if station.slope is not None and fitting.rectified:
+    if is_rectified and station.slope is not None:
         slopes = np.split(np.broadcast_to(station.slope, (station.conv.cout,)), len(moments))
         rows = [r.scaled(s) for r, s in zip(seen.kept(), parts, strict=True)]
         pairs = [
