@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
@@ -29,12 +29,15 @@ from pwopt.tuning.verdicts import (
     OBJECTIONS,
     PROMISING,
     Walkover,
+    admitted_sites,
     facts_of,
+    group_of,
     groups_of,
     is_close,
     is_gain,
     is_loss,
     is_undecided,
+    open_groups,
     ruling_of,
     sites_of,
     variants_of,
@@ -43,7 +46,7 @@ from pwopt.tuning.verdicts import (
     with_pass,
 )
 from pwopt.tuning.window import Window
-from pwopt.tuning.workbench import Build, InterruptedSearch, Precision, Workbench
+from pwopt.tuning.workbench import Build, Group, InterruptedSearch, Precision, Workbench
 
 __all__ = ["Found", "confirm", "search", "settle"]
 
@@ -77,7 +80,7 @@ _CONFIRMING = 0.04
 class _Gain:
     """What a group of equal sites gains in a window, times the number of its sites, in ms."""
 
-    group: tuple[str, str]
+    group: Group
     ruling: Ruling
     saved_ms: float
     others: tuple[Ruling, ...] = ()
@@ -173,8 +176,7 @@ def settle(bench: Workbench, build: Build) -> Build:
     while objection is not None:
         worst = first_bad(_last(build), partial(_is_objectionable, bench, build.rulings))
         guilty = next(r for r in build.remarks if r.ordinal == worst)
-        group = (guilty.pass_name, str(guilty.facts["signature"]))
-        build = bench.build(with_group(build.rulings, group, objection))
+        build = bench.build(with_group(build.rulings, group_of(guilty), objection))
         objection = bench.objection(build)
     return build
 
@@ -197,7 +199,7 @@ def _assert_base_is_fine(bench: Workbench, build: Build) -> None:
         raise VerificationError(f"the canonicalised model differs from the original: {why}")
 
 
-_Decision: TypeAlias = tuple[str, tuple[str, str] | None, Ruling]
+_Decision: TypeAlias = tuple[str, Group | None, Ruling]
 """Pass, group of equal sites (or all of the pass), and what to do with it."""
 
 
@@ -317,7 +319,7 @@ class _Search:
         of which no group gains by itself, but some nearly, for sites may help each other. Where
         some gain, those that nearly do are tried beside them.
         """
-        groups = self._open_groups(best, name)
+        groups = open_groups(best, name)
         if not groups:
             return best
         expected = self.bench.expected_seconds(best, groups)
@@ -327,7 +329,7 @@ class _Search:
         for group in groups:
             if not self._time_left():
                 break
-            sites = [r for r in self._open_sites(best, name) if r.facts["signature"] == group[1]]
+            sites = [r for r in admitted_sites(best, name) if group_of(r) == group]
             window = self.bench.cut(best, sites[0], offered_forms(sites[0]))
             if window is None:
                 uncut.append(group)
@@ -354,9 +356,7 @@ class _Search:
             return best
         return self._changed(best, close) or best
 
-    def _in_window(
-        self, group: tuple[str, str], sites: list[Remark], window: Window
-    ) -> _Gain | None:
+    def _in_window(self, group: Group, sites: list[Remark], window: Window) -> _Gain | None:
         """The best form for the equal *sites*, measured in a window around one of them.
 
         ``None`` if none gains, which rules the group out.
@@ -416,7 +416,7 @@ class _Search:
         )
 
     def _judged(
-        self, group: tuple[str, str], sites: int, tried: list[tuple[Comparison, str]]
+        self, group: Group, sites: int, tried: list[tuple[Comparison, str]]
     ) -> _Gain | None:
         """The gain of the best form that was *tried*; ``None`` rules the group out, if any was."""
         if not tried:
@@ -471,7 +471,7 @@ class _Search:
         self.rulings = replace(self.rulings, by_group=free)
         return [replace(g, ruling=g.others[0], others=g.others[1:]) for g in refused]
 
-    def _on_whole_model(self, best: Build, name: str, groups: list[tuple[str, str]]) -> Build:
+    def _on_whole_model(self, best: Build, name: str, groups: list[Group]) -> Build:
         """Try each form of a lowering pass on all of *groups*, then on one after the other."""
         ranked = self._rank_variants(best, name)
         if not ranked:
@@ -595,9 +595,7 @@ class _Search:
             found += [close] if len(close) > 1 else []  # equal or not, they may help each other
             found += [[decision] for decision in close]
             for group in groups_of(best, pass_.name, Kind.APPLIED):
-                site = next(
-                    r for r in sites_of(best, pass_.name) if r.facts["signature"] == group[1]
-                )
+                site = next(r for r in sites_of(best, pass_.name) if group_of(r) == group)
                 others = [v for v in offered_forms(site) if v != site.facts.get("variant")]
                 if len(offered_forms(site)) > 1:
                     found += [
@@ -645,7 +643,7 @@ class _Search:
             tried.append((comparison, variant, trial))
         return sorted(tried, key=lambda t: -t[0].speedup)
 
-    def _settle_group(self, best: Build, group: tuple[str, str], variants: list[str]) -> Build:
+    def _settle_group(self, best: Build, group: Group, variants: list[str]) -> Build:
         """One group of equal sites by itself: every other choice against the current one."""
         name = group[0]
         current = self.rulings.find(*group)
@@ -708,9 +706,8 @@ class _Search:
         guilty = next(r for r in best.remarks if r.ordinal == worst)
         if guilty.kind is not Kind.APPLIED or guilty.pass_name == Canonicalise.name:
             return None
-        group = (guilty.pass_name, str(guilty.facts["signature"]))
         refused = Ruling(Verdict.REJECTED_SLOWER, facts={"measured": "against the original"})
-        return self._build(with_group(best.rulings, group, refused))
+        return self._build(with_group(best.rulings, group_of(guilty), refused))
 
     def _is_slow_up_to(self, best: Build, limit: int) -> bool:
         """Whether *best* with its first *limit* rewrites alone is slower than the original."""
@@ -806,16 +803,6 @@ class _Search:
             reopened=times,
         )
 
-    def _open_sites(self, best: Build, name: str) -> Iterator[Remark]:
-        """Sites of a pass that the user's limit of ordinals admits."""
-        limit = self.rulings.limit
-        return (r for r in sites_of(best, name) if limit is None or (r.ordinal or 0) <= limit)
-
-    def _open_groups(self, best: Build, name: str) -> list[tuple[str, str]]:
-        """Groups of equal sites that are held and that the user's limit admits."""
-        held = (r for r in self._open_sites(best, name) if r.kind is Kind.HELD)
-        return list(dict.fromkeys((name, str(r.facts["signature"])) for r in held))
-
     def _rule_pass(self, name: str, ruling: Ruling) -> None:
         self.rulings = with_pass(self.rulings, name, ruling)
 
@@ -826,7 +813,7 @@ class _Search:
         what they expect their sites to take: where one holds nearly all of a slow model, it needs
         more than the others.
         """
-        groups = {n: held for n in names if (held := self._open_groups(best, n))}
+        groups = {n: held for n in names if (held := open_groups(best, n))}
         if names[0] not in groups:
             return
         expected = self.bench.expected_seconds(best, [g for held in groups.values() for g in held])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from pwopt.remark import Fact, Kind, Remark, Verdict
 from pwopt.runtime import Comparison, Latency
 from pwopt.tuning.candidate import offered_forms
 from pwopt.tuning.pipeline import Ruling, Rulings
-from pwopt.tuning.workbench import Build
+from pwopt.tuning.workbench import Build, Group
 
 __all__ = [
     "CERTAIN",
@@ -17,12 +17,15 @@ __all__ = [
     "OBJECTIONS",
     "PROMISING",
     "Walkover",
+    "admitted_sites",
     "facts_of",
+    "group_of",
     "groups_of",
     "is_close",
     "is_gain",
     "is_loss",
     "is_undecided",
+    "open_groups",
     "ruling_of",
     "sites_of",
     "variants_of",
@@ -101,8 +104,8 @@ def with_pass(rulings: Rulings, name: str, ruling: Ruling) -> Rulings:
     return replace(rulings, by_pass={**rulings.by_pass, name: ruling})
 
 
-def with_group(rulings: Rulings, group: tuple[str, str], ruling: Ruling) -> Rulings:
-    """*rulings* with one for a group of equal sites: (pass, signature)."""
+def with_group(rulings: Rulings, group: Group, ruling: Ruling) -> Rulings:
+    """*rulings* with one for a group of equal sites."""
     return replace(rulings, by_group={**rulings.by_group, group: ruling})
 
 
@@ -111,10 +114,29 @@ def sites_of(build: Build, name: str) -> Iterator[Remark]:
     return (r for r in build.remarks if r.pass_name == name and r.ordinal is not None)
 
 
-def groups_of(build: Build, name: str, kind: Kind | None = None) -> list[tuple[str, str]]:
+def admitted_sites(build: Build, name: str) -> Iterator[Remark]:
+    """Those of :func:`sites_of` that the user's limit of ordinals admits."""
+    limit = build.rulings.limit
+    return (r for r in sites_of(build, name) if limit is None or (r.ordinal or 0) <= limit)
+
+
+def group_of(site: Remark) -> Group:
+    """The group of equal sites that the one with this remark belongs to."""
+    return site.pass_name, str(site.facts["signature"])
+
+
+def groups_of(build: Build, name: str, kind: Kind | None = None) -> list[Group]:
     """Groups of equal sites of a pass, by default all, that ended in *kind*."""
-    sites = (r for r in sites_of(build, name) if kind is None or r.kind is kind)
-    return list(dict.fromkeys((name, str(r.facts["signature"])) for r in sites))
+    return _groups(r for r in sites_of(build, name) if kind is None or r.kind is kind)
+
+
+def open_groups(build: Build, name: str) -> list[Group]:
+    """Groups of equal sites of a pass that are held and that the user's limit admits."""
+    return _groups(r for r in admitted_sites(build, name) if r.kind is Kind.HELD)
+
+
+def _groups(sites: Iterable[Remark]) -> list[Group]:
+    return list(dict.fromkeys(group_of(r) for r in sites))
 
 
 def is_close(ruling: Ruling | None, least: float) -> bool:

@@ -39,6 +39,7 @@ from pwopt.tuning.window import Form, Window, cut_window, find_match
 
 __all__ = [
     "Build",
+    "Group",
     "InterruptedSearch",
     "Oracle",
     "Precision",
