@@ -85,7 +85,8 @@ from pwopt.tuning.half import convert_to_half, half_with
 from pwopt.tuning.options import seconds_for_options, try_options
 from pwopt.tuning.pipeline import Review, Ruling, Rulings
 from pwopt.tuning.replay import Culprit, find_culprit, replay, rulings_of
-from pwopt.tuning.search import Found, confirm, search, settle
+from pwopt.tuning.search import Found, confirm, search
+from pwopt.tuning.settling import settle
 from pwopt.tuning.workbench import (
     Build,
     InterruptedSearch,

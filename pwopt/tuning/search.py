@@ -11,10 +11,9 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeAlias
 
-from pwopt.errors import PwoptError, VerificationError
+from pwopt.errors import PwoptError
 from pwopt.graph import Written
 from pwopt.passes import Canonicalise
 from pwopt.remark import Fact, Kind, Remark, Verdict
@@ -22,7 +21,7 @@ from pwopt.runtime import Comparison
 from pwopt.tuning.candidate import offered_forms
 from pwopt.tuning.effort import ALLOWANCES, Allowance, Effort, least_seconds, longer
 from pwopt.tuning.pipeline import Ruling, Rulings
-from pwopt.tuning.replay import first_bad
+from pwopt.tuning.settling import first_guilty, settle
 from pwopt.tuning.verdicts import (
     CERTAIN,
     MARGIN,
@@ -48,7 +47,7 @@ from pwopt.tuning.verdicts import (
 from pwopt.tuning.window import Window
 from pwopt.tuning.workbench import Build, Group, InterruptedSearch, Precision, Workbench
 
-__all__ = ["Found", "confirm", "search", "settle"]
+__all__ = ["Found", "confirm", "search"]
 
 _BEYOND_PLACEMENT = 1.03
 """Smaller gains are looked at again with sessions opened anew, for it may be where they lie."""
@@ -159,44 +158,6 @@ def confirm(
     else:
         return None
     return Found(build, rulings, comparison, "decided by an earlier search; confirmed")
-
-
-def settle(bench: Workbench, build: Build) -> Build:
-    """Take back whatever makes *build* wrong or too large.
-
-    The guilty candidate is found by bisecting over ordinals; its group is rejected and the
-    model built anew, until nothing is left to object to.
-
-    Raises:
-        VerificationError: even the canonicalised model differs from the original.
-    """
-    objection = bench.objection(build)
-    if objection is not None:
-        _assert_base_is_fine(bench, build)
-    while objection is not None:
-        worst = first_bad(_last(build), partial(_is_objectionable, bench, build.rulings))
-        guilty = next(r for r in build.remarks if r.ordinal == worst)
-        build = bench.build(with_group(build.rulings, group_of(guilty), objection))
-        objection = bench.objection(build)
-    return build
-
-
-def _last(build: Build) -> int:
-    """The highest ordinal of *build* that the user's limit admits."""
-    limit = build.rulings.limit
-    return build.proposed if limit is None else min(limit, build.proposed)
-
-
-def _is_objectionable(bench: Workbench, rulings: Rulings, limit: int) -> bool:
-    return bench.objection(bench.build(replace(rulings, limit=limit))) is not None
-
-
-def _assert_base_is_fine(bench: Workbench, build: Build) -> None:
-    base = bench.build(replace(build.rulings, limit=0))
-    if bench.objection(base) is not None:
-        verification = bench.verify(base)
-        why = verification.reason if verification is not None else "it is too large"
-        raise VerificationError(f"the canonicalised model differs from the original: {why}")
 
 
 _Decision: TypeAlias = tuple[str, Group | None, Ruling]
@@ -700,18 +661,17 @@ class _Search:
         self.slot = self.deadline
         if not best.applied or not self._time_left():
             return None
-        if self._is_slow_up_to(best, 0):
+        if self._is_slow(replace(best.rulings, limit=0)):
             return None
-        worst = first_bad(_last(best), partial(self._is_slow_up_to, best))
-        guilty = next(r for r in best.remarks if r.ordinal == worst)
+        guilty = first_guilty(best, self._is_slow)
         if guilty.kind is not Kind.APPLIED or guilty.pass_name == Canonicalise.name:
             return None
         refused = Ruling(Verdict.REJECTED_SLOWER, facts={"measured": "against the original"})
         return self._build(with_group(best.rulings, group_of(guilty), refused))
 
-    def _is_slow_up_to(self, best: Build, limit: int) -> bool:
-        """Whether *best* with its first *limit* rewrites alone is slower than the original."""
-        build = self.bench.build(replace(best.rulings, limit=limit))
+    def _is_slow(self, rulings: Rulings) -> bool:
+        """Whether what comes of *rulings* is slower than the original."""
+        build = self.bench.build(rulings)
         label = "timing what does not add up"
         original = self.bench.original
         try:

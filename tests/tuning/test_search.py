@@ -16,7 +16,8 @@ from pwopt.runtime import Comparison, Latency
 from pwopt.tuning import search as search_module
 from pwopt.tuning.effort import Effort
 from pwopt.tuning.pipeline import Ruling, Rulings, StopReason
-from pwopt.tuning.search import Found, confirm, search, settle
+from pwopt.tuning.search import Found, confirm, search
+from pwopt.tuning.settling import settle
 from pwopt.tuning.workbench import Build, InterruptedSearch, Workbench
 
 Site = tuple[str, str, tuple[str, ...]]
