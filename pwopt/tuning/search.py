@@ -8,26 +8,24 @@ gain in the whole model too. Every comparison is in pairs, in one process.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from pwopt.errors import PwoptError
-from pwopt.graph import Written
 from pwopt.passes import Canonicalise
 from pwopt.remark import Fact, Kind, Remark, Verdict
 from pwopt.runtime import Comparison
 from pwopt.tuning.candidate import offered_forms
+from pwopt.tuning.clock import DONE, Clock
 from pwopt.tuning.effort import ALLOWANCES, Allowance, Effort, least_seconds, longer
 from pwopt.tuning.pipeline import Ruling, Rulings
 from pwopt.tuning.settling import first_guilty, settle
+from pwopt.tuning.timing import Timing
 from pwopt.tuning.verdicts import (
-    CERTAIN,
     MARGIN,
     OBJECTIONS,
     PROMISING,
-    Walkover,
     admitted_sites,
     facts_of,
     group_of,
@@ -49,19 +47,12 @@ from pwopt.tuning.workbench import Build, Group, InterruptedSearch, Precision, W
 
 __all__ = ["Found", "confirm", "search"]
 
-_BEYOND_PLACEMENT = 1.03
-"""Smaller gains are looked at again with sessions opened anew, for it may be where they lie."""
-_REOPENINGS = 2
-"""How often: chance places two equal models favourably once in four, three times once in 64."""
 _ALMOST = 0.95
 """Sites that lose more than this in their windows are not tried all together."""
 _LONG_MS = 50.0
 """Forms in windows that take longer are timed once, in few pairs."""
 _CLOSE_BEHIND = 0.95
 """There, a form that has less than this part of the leader's speedup ends the list."""
-_SHARE = 1 / 3
-"""The part of the time left that may go into one question: into telling simplifications apart,
-which share a verdict else, or into timing once more what is undecided."""
 _HOPELESS = 3.0
 """Forms that the analytic model expects to take so many times as long are not timed; a wide
 margin, for it is a roofline and knows no kernel."""
@@ -69,7 +60,6 @@ _WORTH_A_FLIP = 0.9
 """What lost more than this is not looked at again beside other rewrites."""
 _BESIDE: dict[str, Fact] = {"measured": "beside all other rewrites"}
 _TOGETHER: dict[str, Fact] = {"measured": "all simplifications together"}
-_DONE = "nothing left to try"
 _TAKEN_BACK = "; what was slower against the original was taken back"
 _CONFIRMING = 0.04
 """The part of the first run's seconds that confirming its end may take; a tenth is promised."""
@@ -174,9 +164,8 @@ class _Search:
         self.budget = budget
         self.rulings = rulings
         self.thorough = thorough
-        self.deadline = time.monotonic() + budget.total_s
-        self.slot = self.deadline
-        self.end = _DONE
+        self.clock = Clock(budget.total_s)
+        self.timing = Timing(bench, budget, self.clock)
         self.almost: set[str] = set()
         """Passes of which some window nearly gained."""
 
@@ -192,15 +181,15 @@ class _Search:
                 is_pruned = True
                 best = self._choose_variants(best)
             best = self._sweep(best)
-            if self.end != _DONE and self._time_left():  # some pass had too short a share
-                self.end = _DONE
+            if self.clock.end != DONE and self.clock.has_time():  # some pass had too short a share
+                self.clock.end = DONE
                 best = self._sweep(best)
             best = self._from_neutral(best)
             if self.thorough:
                 best = self._climb(best)
         except InterruptedSearch:
             is_partial = True
-            self.end = "interrupted"
+            self.clock.end = "interrupted"
             if not is_pruned:  # what was not looked at has not shown to help
                 self.rulings = replace(self.rulings, default=Ruling(Verdict.HELD))
         found = self._confirm(base, self._build(self.rulings))
@@ -214,10 +203,10 @@ class _Search:
         Where that would leave no time for the lowering passes, as for models that run for a
         second, all of them share the verdict of their sum.
         """
-        total = self._compare(base, best, "simplified")
+        total = self.timing.compare(base, best, "simplified")
         names = best.applied
         each_s = least_seconds(self.budget.trial, total)
-        if len(names) == 1 or len(names) * each_s > _SHARE * self._seconds_left():
+        if len(names) == 1 or not self.clock.affords(len(names) * each_s):
             ruling = ruling_of(total)
             if len(names) > 1:
                 ruling = replace(ruling, facts={**ruling.facts, **_TOGETHER})
@@ -227,7 +216,7 @@ class _Search:
         for name in reversed(names):
             refused = Ruling(Verdict.REJECTED_SLOWER)
             without = self._build(with_pass(self.rulings, name, refused))
-            ruling = ruling_of(self._compare(without, best, f"with and without {name}"))
+            ruling = ruling_of(self.timing.compare(without, best, f"with and without {name}"))
             self._rule_pass(name, ruling)
             if ruling.verdict is not Verdict.KEPT:
                 best = without
@@ -239,11 +228,11 @@ class _Search:
         """The same for groups of equal sites within one pass."""
         groups = groups_of(best, name, Kind.APPLIED)
         for group in groups if len(groups) > 1 else ():
-            if not self._time_left():
+            if not self.clock.has_time():
                 break
             refused = Ruling(Verdict.REJECTED_SLOWER)
             without = self._build(with_group(self.rulings, group, refused))
-            ruling = ruling_of(self._compare(without, best, f"{name}, group by group"))
+            ruling = ruling_of(self.timing.compare(without, best, f"{name}, group by group"))
             self.rulings = with_group(self.rulings, group, ruling)
             if ruling.verdict is not Verdict.KEPT:
                 best = without
@@ -253,11 +242,11 @@ class _Search:
         """Where a pass that stayed offers several forms, take the fastest."""
         for name in best.applied:
             for variant in variants_of(best, name)[1:]:
-                if not self._time_left():
+                if not self.clock.has_time():
                     return best
                 rulings = with_pass(self.rulings, name, Ruling(variant=variant))
                 trial = self._build(rulings)
-                comparison = self._compare(best, trial, f"{name} as {variant}")
+                comparison = self.timing.compare(best, trial, f"{name} as {variant}")
                 if is_gain(comparison):
                     best, self.rulings = trial, trial.rulings
         return best
@@ -268,7 +257,7 @@ class _Search:
         for position, name in enumerate(names):
             self._share_time(best, names[position:])
             best = self._lower(best, name)
-        self.slot = self.deadline
+        self.clock.allot_all()
         return best
 
     def _lower(self, best: Build, name: str) -> Build:
@@ -288,7 +277,7 @@ class _Search:
         gains: list[_Gain] = []
         uncut = []
         for group in groups:
-            if not self._time_left():
+            if not self.clock.has_time():
                 break
             sites = [r for r in admitted_sites(best, name) if group_of(r) == group]
             window = self.bench.cut(best, sites[0], offered_forms(sites[0]))
@@ -313,7 +302,7 @@ class _Search:
         if name not in best.applied:
             return self._together(best, name) if name in self.almost else best
         close = self._close(best, name, _ALMOST)
-        if not close or not self._time_left():
+        if not close or not self.clock.has_time():
             return best
         return self._changed(best, close) or best
 
@@ -338,7 +327,7 @@ class _Search:
         for variant in offered:
             if variant not in window.after or behind == patience:
                 continue
-            if tried and not self._time_left():
+            if tried and not self.clock.has_time():
                 break
             try:
                 comparison = self._compare_window(window, variant, group[0])
@@ -405,7 +394,7 @@ class _Search:
         for gain in gains:
             rulings = with_group(rulings, gain.group, gain.ruling)
         trial = self._build(rulings)
-        comparison = self._compare(best, trial, "what gained in windows together")
+        comparison = self.timing.compare(best, trial, "what gained in windows together")
         if is_gain(comparison):
             self.rulings = trial.rulings
             return self._take(trial, self._other_forms(gains))
@@ -419,7 +408,7 @@ class _Search:
         half = (len(gains) + 1) // 2
         for part in (gains[:half], gains[half:]):
             # A pass may overrun its share for gains that were seen, but not the whole time.
-            if time.monotonic() < self.deadline:
+            if not self.clock.is_run_down():
                 best = self._take(best, part)
         return best
 
@@ -452,7 +441,7 @@ class _Search:
         if len(list(sites_of(best, name))) < 2:
             return best
         for variant in variants_of(best, name)[: None if self.thorough else 1]:
-            if not self._time_left():
+            if not self.clock.has_time():
                 break
             groups = self.rulings.by_group.items()
             free = {k: r for k, r in groups if k[0] != name or r.verdict in OBJECTIONS}
@@ -460,7 +449,7 @@ class _Search:
             trial = self._build(rulings)
             if trial.written.sha256 == best.written.sha256:
                 continue
-            comparison = self._compare(best, trial, f"{name} everywhere as {variant}")
+            comparison = self.timing.compare(best, trial, f"{name} everywhere as {variant}")
             if is_gain(comparison):
                 self.rulings = with_pass(trial.rulings, name, ruling_of(comparison, variant))
                 return trial
@@ -476,7 +465,7 @@ class _Search:
             for p in self.bench.simplify
             if is_close(self.rulings.by_pass.get(p.name), _ALMOST)
         ]
-        if not names or not self._time_left():
+        if not names or not self.clock.has_time():
             return best
         before = self.rulings
         facts: dict[str, Fact] = {"measured": "with what it makes room for"}
@@ -494,9 +483,9 @@ class _Search:
             for position, name in enumerate(fresh):
                 self._share_time(start, fresh[position:])
                 trial = self._lower(trial, name)
-            self.slot = self.deadline
+            self.clock.allot_all()
             if trial.written.sha256 not in (start.written.sha256, best.written.sha256):
-                comparison = self._compare(best, trial, "from the neutral simplifications")
+                comparison = self.timing.compare(best, trial, "from the neutral simplifications")
                 if is_gain(comparison):
                     return trial
         except InterruptedSearch:
@@ -508,16 +497,16 @@ class _Search:
     def _climb(self, best: Build) -> Build:
         """Change one decision after the other beside all others, until no change gains."""
         gained = True
-        while gained and self._time_left():
+        while gained and self.clock.has_time():
             gained = False
             for change in self._changes(best):
-                if not self._time_left():
+                if not self.clock.has_time():
                     return best
                 trial = self._changed(best, change)
                 if trial is not None:
                     best, gained = trial, True
         if not gained:
-            self.end = "no change of any one decision gains anything more"
+            self.clock.end = "no change of any one decision gains anything more"
         return best
 
     def _changed(self, best: Build, change: Iterable[_Decision]) -> Build | None:
@@ -531,7 +520,7 @@ class _Search:
         try:
             trial = self._build(rulings)
             if trial.written.sha256 != best.written.sha256:
-                comparison = self._compare(best, trial, "changes to the best so far")
+                comparison = self.timing.compare(best, trial, "changes to the best so far")
                 if is_gain(comparison):
                     self.rulings = trial.rulings
                     return trial
@@ -593,12 +582,12 @@ class _Search:
         tried: list[tuple[Comparison, str, Build]] = []
         behind = 0
         for variant in variants_of(best, name):
-            if not self._time_left() or (behind == 2 and not self.thorough):
+            if not self.clock.has_time() or (behind == 2 and not self.thorough):
                 break
             trial = self._build(with_pass(self.rulings, name, Ruling(variant=variant)))
             if trial.written.sha256 == best.written.sha256:
                 continue
-            comparison = self._compare(best, trial, f"{name} as {variant}")
+            comparison = self.timing.compare(best, trial, f"{name} as {variant}")
             leader = max((c.speedup for c, _, _ in tried), default=0.0)
             behind = behind + 1 if comparison.speedup < leader else 0
             tried.append((comparison, variant, trial))
@@ -613,12 +602,12 @@ class _Search:
             choices = [c for c in choices if c.variant != current.variant]
             choices.append(Ruling(Verdict.REJECTED_SLOWER))
         for choice in choices:
-            if not self._time_left():
+            if not self.clock.has_time():
                 break
             trial = self._build(with_group(self.rulings, group, choice))
             if trial.written.sha256 == best.written.sha256:
                 continue
-            comparison = self._compare(best, trial, f"{name}, group by group")
+            comparison = self.timing.compare(best, trial, f"{name}, group by group")
             if is_gain(comparison):
                 best = trial
                 facts = facts_of(comparison, inverse=choice.verdict is not Verdict.KEPT)
@@ -634,23 +623,23 @@ class _Search:
         Falls back to the canonicalised model, or to nothing.
         """
         if not best.is_changed:
-            return Found(None, self.rulings, None, f"{self.end}; there is nothing to change")
-        comparison = self._against_original(best)
+            return Found(None, self.rulings, None, f"{self.clock.end}; there is nothing to change")
+        comparison = self.timing.against_original(best)
         while is_loss(comparison):
             without = self._without_guilty(best)
             if without is None:
                 break
             best, self.rulings = without, without.rulings
-            self.end = f"{self.end.removesuffix(_TAKEN_BACK)}{_TAKEN_BACK}"
-            comparison = self._against_original(best)
+            self.clock.end = f"{self.clock.end.removesuffix(_TAKEN_BACK)}{_TAKEN_BACK}"
+            comparison = self.timing.against_original(best)
         if not is_loss(comparison):
-            return Found(best, self.rulings, comparison, self.end)
+            return Found(best, self.rulings, comparison, self.clock.end)
         if base.is_changed and best.written.sha256 != base.written.sha256:
-            comparison = self._against_original(base)
+            comparison = self.timing.against_original(base)
             if not is_loss(comparison):
-                reason = f"{self.end}; the kept gains did not add up"
+                reason = f"{self.clock.end}; the kept gains did not add up"
                 return Found(base, base.rulings, comparison, reason)
-        reason = f"{self.end}; no model was as fast as the original"
+        reason = f"{self.clock.end}; no model was as fast as the original"
         return Found(None, self.rulings, comparison, reason)
 
     def _without_guilty(self, best: Build) -> Build | None:
@@ -658,27 +647,20 @@ class _Search:
 
         Found by bisection over the ordinals; ``None`` if there is none, or no time.
         """
-        self.slot = self.deadline
-        if not best.applied or not self._time_left():
+
+        def is_slow(rulings: Rulings) -> bool:
+            return self.timing.is_slow(self.bench.build(rulings))
+
+        self.clock.allot_all()
+        if not best.applied or not self.clock.has_time():
             return None
-        if self._is_slow(replace(best.rulings, limit=0)):
+        if is_slow(replace(best.rulings, limit=0)):
             return None
-        guilty = first_guilty(best, self._is_slow)
+        guilty = first_guilty(best, is_slow)
         if guilty.kind is not Kind.APPLIED or guilty.pass_name == Canonicalise.name:
             return None
         refused = Ruling(Verdict.REJECTED_SLOWER, facts={"measured": "against the original"})
         return self._build(with_group(best.rulings, group_of(guilty), refused))
-
-    def _is_slow(self, rulings: Rulings) -> bool:
-        """Whether what comes of *rulings* is slower than the original."""
-        build = self.bench.build(rulings)
-        label = "timing what does not add up"
-        original = self.bench.original
-        try:
-            part = self.bench.compare(original, build.written, self.budget.trial, label)
-        except PwoptError as error:
-            part = self._forfeited(original, build.written, error)
-        return is_loss(part)
 
     # -- helpers -------------------------------------------------------------------------------
 
@@ -690,78 +672,6 @@ class _Search:
         refused = {k: v for k, v in build.rulings.by_group.items() if v.verdict in OBJECTIONS}
         self.rulings = replace(self.rulings, by_group={**self.rulings.by_group, **refused})
         return build
-
-    def _compare(self, baseline: Build, candidate: Build, label: str) -> Comparison:
-        """Two builds; what looks like a gain but may be chance is timed once more, for longer."""
-        comparison = self._compare_once(baseline, candidate, self.budget.trial, label)
-        patient = longer(self.budget.trial)
-        is_affordable = least_seconds(patient, comparison) < _SHARE * self._seconds_left()
-        if is_affordable and is_undecided(comparison):
-            comparison = self._compare_once(baseline, candidate, patient, label)
-        for reopened in range(1, 1 + _REOPENINGS):
-            if not is_gain(comparison) or comparison.speedup >= _BEYOND_PLACEMENT:
-                break
-            trial = self.budget.trial
-            comparison = comparison.joined(
-                self._compare_once(baseline, candidate, trial, label, reopened=reopened)
-            )
-        return comparison
-
-    def _compare_once(
-        self,
-        baseline: Build,
-        candidate: Build,
-        precision: Precision,
-        label: str,
-        *,
-        reopened: int = 0,
-    ) -> Comparison:
-        try:
-            return self.bench.compare(
-                baseline.written,
-                candidate.written,
-                precision,
-                f"timing {label}",
-                decide=1 + MARGIN,
-                reopened=reopened,
-            )
-        except PwoptError as error:
-            return self._forfeited(baseline.written, candidate.written, error)
-
-    def _forfeited(self, baseline: Written, candidate: Written, error: PwoptError) -> Comparison:
-        """A comparison that failed: lost by the side that does not run, else by the candidate.
-
-        Both may run, but not beside each other for want of memory.
-        """
-        why = self.bench.failure(candidate)
-        if why is None and self.bench.failure(baseline) is not None:
-            return Walkover.of(CERTAIN, "the model without it does not run")
-        return Walkover.of(1 / CERTAIN, why or str(error))
-
-    def _against_original(self, build: Build) -> Comparison:
-        """Timed once more if it looks slower: a disturbed machine must not cost a good model."""
-        comparison = self._confirm_once(build)
-        return self._confirm_once(build) if is_loss(comparison) else comparison
-
-    def _confirm_once(self, build: Build) -> Comparison:
-        try:
-            comparison = self._opened(build, 0).joined(self._opened(build, 1))
-            if comparison.ci95[0] > 1 and comparison.speedup < _BEYOND_PLACEMENT:
-                comparison = comparison.joined(self._opened(build, 2))
-        except PwoptError as error:
-            return self._forfeited(self.bench.original, build.written, error)
-        return comparison
-
-    def _opened(self, build: Build, times: int) -> Comparison:
-        """The original against *build*, after both were opened anew so many *times*."""
-        return self.bench.compare(
-            self.bench.original,
-            build.written,
-            self.budget.confirm,
-            "timing for confirmation",
-            anew=True,
-            reopened=times,
-        )
 
     def _rule_pass(self, name: str, ruling: Ruling) -> None:
         self.rulings = with_pass(self.rulings, name, ruling)
@@ -781,14 +691,4 @@ class _Search:
         part = even = 1 / len(groups)
         if total > 0:
             part = (even + sum(expected[g] for g in groups[names[0]]) / total) / 2
-        now = time.monotonic()
-        self.slot = now + part * max(self.deadline - now, 0.0)
-
-    def _seconds_left(self) -> float:
-        return max(self.slot - time.monotonic(), 0.0)
-
-    def _time_left(self) -> bool:
-        left = time.monotonic() < self.slot
-        if not left:
-            self.end = "the time of this effort was spent"
-        return left
+        self.clock.allot(part)

@@ -16,9 +16,10 @@ import pytest
 from pwopt.graph import Written
 from pwopt.runtime import Comparison
 from pwopt.runtime.measure import Sampler, compare_samplers
-from pwopt.tuning import search
+from pwopt.tuning.clock import Clock
 from pwopt.tuning.effort import ALLOWANCES, Effort
 from pwopt.tuning.pipeline import Rulings, StopReason
+from pwopt.tuning.timing import Timing
 from pwopt.tuning.verdicts import is_gain, is_loss
 from pwopt.tuning.workbench import Build, Precision, Workbench
 
@@ -114,10 +115,10 @@ NOISES = [
 ]
 
 
-def searching(bench: SharedBench) -> Any:
-    """A search at quick effort, to ask for its comparisons."""
-    budget = ALLOWANCES[Effort.QUICK]
-    return search._Search(cast("Workbench", bench), budget, Rulings(), thorough=False)
+def timing(bench: SharedBench) -> Timing:
+    """How a search at quick effort compares."""
+    allowance = ALLOWANCES[Effort.QUICK]
+    return Timing(cast("Workbench", bench), allowance, Clock(allowance.total_s))
 
 
 def build(written: Written) -> Build:
@@ -131,7 +132,7 @@ def test_a_model_beside_itself_claims_no_gain(noise: dict[str, float], placement
     for seed in range(TRIALS):
         bench = SharedBench(seed, 5.0, placement, **noise)
         models = build(bench.original), build(bench.candidate)
-        claimed += is_gain(searching(bench)._compare(*models, "itself"))
+        claimed += is_gain(timing(bench).compare(*models, "itself"))
     assert claimed <= 0.05 * TRIALS
 
 
@@ -140,7 +141,7 @@ def test_confirming_a_model_beside_itself_claims_no_gain(noise: dict[str, float]
     claimed = 0
     for seed in range(TRIALS):
         bench = SharedBench(seed, 5.0, 0.02, **noise)
-        claimed += searching(bench)._against_original(build(bench.candidate)).ci95[0] > 1
+        claimed += timing(bench).against_original(build(bench.candidate)).ci95[0] > 1
     assert claimed <= 0.05 * TRIALS
 
 
@@ -149,5 +150,5 @@ def test_a_slowdown_of_three_percent_does_not_pass_for_confirmed(noise: dict[str
     found = 0
     for seed in range(TRIALS):
         bench = SharedBench(seed, 5.0 * 1.03, 0.0, **noise)
-        found += is_loss(searching(bench)._against_original(build(bench.candidate)))
+        found += is_loss(timing(bench).against_original(build(bench.candidate)))
     assert found >= 0.9 * TRIALS

@@ -13,7 +13,7 @@ from pwopt.errors import PwoptError, VerificationError
 from pwopt.graph import Written
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import Comparison, Latency
-from pwopt.tuning import search as search_module
+from pwopt.tuning import clock as clock_module
 from pwopt.tuning.effort import Effort
 from pwopt.tuning.pipeline import Ruling, Rulings, StopReason
 from pwopt.tuning.search import Found, confirm, search
@@ -409,7 +409,7 @@ def test_a_pass_that_holds_most_of_the_model_has_most_of_the_time(
         bench = Slow([], [*heavy, *others], {f"heavy/h{i}/a": 0.9 for i in range(5)})
         bench.has_windows = True
         bench.seconds = seconds
-        monkeypatch.setattr(search_module, "time", SimpleNamespace(monotonic=lambda: bench.now))
+        monkeypatch.setattr(clock_module, "time", SimpleNamespace(monotonic=lambda: bench.now))
         return kept(run(bench, Effort.QUICK))
 
     assert len(found({"heavy": 1.0, "light": 0.1, "lighter": 0.1})) == 5
