@@ -19,8 +19,8 @@ from pwopt.runtime import Feeds, UntestableError, input_sets
 from pwopt.target import Target
 from pwopt.tuning.budget import Budget, Place, factorize, refactorize
 from pwopt.tuning.cache import Cache
+from pwopt.tuning.confirmation import Found
 from pwopt.tuning.effort import Effort
-from pwopt.tuning.search import Found
 from pwopt.tuning.workbench import Progress, Workbench, counting
 
 __all__ = ["Judging"]

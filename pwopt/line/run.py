@@ -78,6 +78,7 @@ from pwopt.runtime.strain import Strain, read_ticks
 from pwopt.target import Target
 from pwopt.tuning.cache import Cache
 from pwopt.tuning.candidate import AnyPass
+from pwopt.tuning.confirmation import Found, confirm
 from pwopt.tuning.driver import Driver
 from pwopt.tuning.effort import Effort
 from pwopt.tuning.gate import analytic_review
@@ -85,7 +86,7 @@ from pwopt.tuning.half import convert_to_half, half_with
 from pwopt.tuning.options import seconds_for_options, try_options
 from pwopt.tuning.pipeline import Review, Ruling, Rulings
 from pwopt.tuning.replay import Culprit, find_culprit, replay, rulings_of
-from pwopt.tuning.search import Found, confirm, search
+from pwopt.tuning.search import search
 from pwopt.tuning.settling import settle
 from pwopt.tuning.workbench import (
     Build,

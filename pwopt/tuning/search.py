@@ -7,22 +7,21 @@ gain in the whole model too. Every comparison is in pairs, in one process.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from functools import partial
 
 from pwopt.errors import PwoptError
-from pwopt.passes import Canonicalise
 from pwopt.remark import Fact, Kind, Remark, Verdict
 from pwopt.runtime import Comparison
 from pwopt.tuning.candidate import offered_forms
 from pwopt.tuning.clock import DONE, Clock
-from pwopt.tuning.effort import ALLOWANCES, Allowance, Effort, least_seconds, longer
+from pwopt.tuning.confirmation import Found, conclude
+from pwopt.tuning.effort import ALLOWANCES, Effort, least_seconds, longer
 from pwopt.tuning.pipeline import Ruling, Rulings
-from pwopt.tuning.settling import first_guilty, settle
 from pwopt.tuning.timing import Timing
+from pwopt.tuning.trials import BESIDE, Decision, Trials
 from pwopt.tuning.verdicts import (
+    ALMOST,
     MARGIN,
     OBJECTIONS,
     PROMISING,
@@ -32,7 +31,6 @@ from pwopt.tuning.verdicts import (
     groups_of,
     is_close,
     is_gain,
-    is_loss,
     is_undecided,
     open_groups,
     ruling_of,
@@ -45,10 +43,8 @@ from pwopt.tuning.verdicts import (
 from pwopt.tuning.window import Window
 from pwopt.tuning.workbench import Build, Group, InterruptedSearch, Precision, Workbench
 
-__all__ = ["Found", "confirm", "search"]
+__all__ = ["search"]
 
-_ALMOST = 0.95
-"""Sites that lose more than this in their windows are not tried all together."""
 _LONG_MS = 50.0
 """Forms in windows that take longer are timed once, in few pairs."""
 _CLOSE_BEHIND = 0.95
@@ -58,11 +54,7 @@ _HOPELESS = 3.0
 margin, for it is a roofline and knows no kernel."""
 _WORTH_A_FLIP = 0.9
 """What lost more than this is not looked at again beside other rewrites."""
-_BESIDE: dict[str, Fact] = {"measured": "beside all other rewrites"}
 _TOGETHER: dict[str, Fact] = {"measured": "all simplifications together"}
-_TAKEN_BACK = "; what was slower against the original was taken back"
-_CONFIRMING = 0.04
-"""The part of the first run's seconds that confirming its end may take; a tenth is promised."""
 
 
 @dataclass(frozen=True)
@@ -76,25 +68,6 @@ class _Gain:
     """Forms that gain too, if less: for where the first one is too inaccurate or too large."""
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """The end of a search.
-
-    Attributes:
-        build: the model to write; ``None`` means the original, untouched.
-        rulings: the last word on every candidate that was looked at.
-        comparison: the original against it; ``None`` if nothing was timed.
-        reason: why the search ended.
-        is_partial: whether it was interrupted; not to be built on later.
-    """
-
-    build: Build | None
-    rulings: Rulings
-    comparison: Comparison | None
-    reason: str
-    is_partial: bool = False
-
-
 def search(
     bench: Workbench, effort: Effort, rulings: Rulings, time_limit_s: float | None = None
 ) -> Found:
@@ -106,93 +79,47 @@ def search(
         rulings: what the user decided already (limits, ordinals); never overruled.
         time_limit_s: seconds to spend on trials; by default those of the effort.
     """
-    budget = ALLOWANCES[effort]
-    if time_limit_s is not None:
-        budget = replace(budget, total_s=time_limit_s)
-    return _Search(bench, budget, rulings, thorough=effort is Effort.FULL).run()
-
-
-def confirm(
-    bench: Workbench, effort: Effort, rulings: Rulings, seconds: float = math.inf
-) -> Found | None:
-    """Build what an earlier search ended with and time it once against the original.
-
-    Args:
-        bench: the model and the target.
-        effort: of the earlier search.
-        rulings: what it ended with.
-        seconds: what it took; confirming takes a small part of that, unless it looks slower.
-
-    Returns:
-        ``None`` if it does not hold any more: something was taken back, or it is slower.
-    """
-    build = bench.build(rulings)
-    if bench.objection(build) is not None:
-        return None
-    trial = ALLOWANCES[effort].trial
-    brief = replace(trial, seconds=min(trial.seconds, _CONFIRMING * seconds))
-    for reopened in (0, 1):  # a disturbed machine must not cost a good model
-        try:
-            comparison = bench.compare(
-                bench.original,
-                build.written,
-                trial if reopened else brief,
-                "timing for confirmation",
-                anew=True,
-                reopened=reopened,
-            )
-        except PwoptError:
-            return None
-        if not is_loss(comparison):
-            break
-    else:
-        return None
-    return Found(build, rulings, comparison, "decided by an earlier search; confirmed")
-
-
-_Decision: TypeAlias = tuple[str, Group | None, Ruling]
-"""Pass, group of equal sites (or all of the pass), and what to do with it."""
+    allowance = ALLOWANCES[effort]
+    clock = Clock(allowance.total_s if time_limit_s is None else time_limit_s)
+    timing = Timing(bench, allowance, clock)
+    trials = Trials(bench, clock, timing, rulings, thorough=effort is Effort.FULL)
+    return _Search(trials).run()
 
 
 class _Search:
-    """One run: the best build so far, and the rulings that led to it."""
+    """One run: step after step on the best build so far."""
 
-    def __init__(
-        self, bench: Workbench, budget: Allowance, rulings: Rulings, *, thorough: bool
-    ) -> None:
-        self.bench = bench
-        self.budget = budget
-        self.rulings = rulings
-        self.thorough = thorough
-        self.clock = Clock(budget.total_s)
-        self.timing = Timing(bench, budget, self.clock)
+    def __init__(self, trials: Trials) -> None:
+        self.trials = trials
         self.almost: set[str] = set()
         """Passes of which some window nearly gained."""
 
     def run(self) -> Found:
-        for pass_ in self.bench.lower:
-            self._rule_pass(pass_.name, Ruling(Verdict.HELD))
-        base = self._build(replace(self.rulings, default=Ruling(Verdict.HELD)))
+        for pass_ in self.trials.bench.lower:
+            self.trials.rule_pass(pass_.name, Ruling(Verdict.HELD))
+        base = self.trials.build(replace(self.trials.rulings, default=Ruling(Verdict.HELD)))
         is_pruned = is_partial = False
         try:
-            best = self._build(self.rulings)
+            best = self.trials.build(self.trials.rulings)
             if best.written.sha256 != base.written.sha256:
                 best = self._prune(base, best)
                 is_pruned = True
                 best = self._choose_variants(best)
             best = self._sweep(best)
-            if self.clock.end != DONE and self.clock.has_time():  # some pass had too short a share
-                self.clock.end = DONE
+            if (
+                self.trials.clock.end != DONE and self.trials.clock.has_time()
+            ):  # some pass had too short a share
+                self.trials.clock.end = DONE
                 best = self._sweep(best)
             best = self._from_neutral(best)
-            if self.thorough:
+            if self.trials.thorough:
                 best = self._climb(best)
         except InterruptedSearch:
             is_partial = True
-            self.clock.end = "interrupted"
+            self.trials.clock.end = "interrupted"
             if not is_pruned:  # what was not looked at has not shown to help
-                self.rulings = replace(self.rulings, default=Ruling(Verdict.HELD))
-        found = self._confirm(base, self._build(self.rulings))
+                self.trials.rulings = replace(self.trials.rulings, default=Ruling(Verdict.HELD))
+        found = conclude(self.trials, base, self.trials.build(self.trials.rulings))
         return replace(found, is_partial=is_partial)
 
     # -- steps ---------------------------------------------------------------------------------
@@ -203,24 +130,26 @@ class _Search:
         Where that would leave no time for the lowering passes, as for models that run for a
         second, all of them share the verdict of their sum.
         """
-        total = self.timing.compare(base, best, "simplified")
+        total = self.trials.timing.compare(base, best, "simplified")
         names = best.applied
-        each_s = least_seconds(self.budget.trial, total)
-        if len(names) == 1 or not self.clock.affords(len(names) * each_s):
+        each_s = least_seconds(self.trials.timing.allowance.trial, total)
+        if len(names) == 1 or not self.trials.clock.affords(len(names) * each_s):
             ruling = ruling_of(total)
             if len(names) > 1:
                 ruling = replace(ruling, facts={**ruling.facts, **_TOGETHER})
             for name in names:
-                self._rule_pass(name, ruling)
+                self.trials.rule_pass(name, ruling)
             return best if is_gain(total) else base
         for name in reversed(names):
             refused = Ruling(Verdict.REJECTED_SLOWER)
-            without = self._build(with_pass(self.rulings, name, refused))
-            ruling = ruling_of(self.timing.compare(without, best, f"with and without {name}"))
-            self._rule_pass(name, ruling)
+            without = self.trials.build(with_pass(self.trials.rulings, name, refused))
+            ruling = ruling_of(
+                self.trials.timing.compare(without, best, f"with and without {name}")
+            )
+            self.trials.rule_pass(name, ruling)
             if ruling.verdict is not Verdict.KEPT:
                 best = without
-            elif self.thorough:
+            elif self.trials.thorough:
                 best = self._prune_groups(best, name)
         return best
 
@@ -228,12 +157,12 @@ class _Search:
         """The same for groups of equal sites within one pass."""
         groups = groups_of(best, name, Kind.APPLIED)
         for group in groups if len(groups) > 1 else ():
-            if not self.clock.has_time():
+            if not self.trials.clock.has_time():
                 break
             refused = Ruling(Verdict.REJECTED_SLOWER)
-            without = self._build(with_group(self.rulings, group, refused))
-            ruling = ruling_of(self.timing.compare(without, best, f"{name}, group by group"))
-            self.rulings = with_group(self.rulings, group, ruling)
+            without = self.trials.build(with_group(self.trials.rulings, group, refused))
+            ruling = ruling_of(self.trials.timing.compare(without, best, f"{name}, group by group"))
+            self.trials.rule_group(group, ruling)
             if ruling.verdict is not Verdict.KEPT:
                 best = without
         return best
@@ -242,22 +171,22 @@ class _Search:
         """Where a pass that stayed offers several forms, take the fastest."""
         for name in best.applied:
             for variant in variants_of(best, name)[1:]:
-                if not self.clock.has_time():
+                if not self.trials.clock.has_time():
                     return best
-                rulings = with_pass(self.rulings, name, Ruling(variant=variant))
-                trial = self._build(rulings)
-                comparison = self.timing.compare(best, trial, f"{name} as {variant}")
+                rulings = with_pass(self.trials.rulings, name, Ruling(variant=variant))
+                trial = self.trials.build(rulings)
+                comparison = self.trials.timing.compare(best, trial, f"{name} as {variant}")
                 if is_gain(comparison):
-                    best, self.rulings = trial, trial.rulings
+                    best, self.trials.rulings = trial, trial.rulings
         return best
 
     def _sweep(self, best: Build) -> Build:
         """Each lowering pass on what is held yet, sharing the time."""
-        names = [p.name for p in self.bench.lower]
+        names = [p.name for p in self.trials.bench.lower]
         for position, name in enumerate(names):
             self._share_time(best, names[position:])
             best = self._lower(best, name)
-        self.clock.allot_all()
+        self.trials.clock.allot_all()
         return best
 
     def _lower(self, best: Build, name: str) -> Build:
@@ -272,15 +201,15 @@ class _Search:
         groups = open_groups(best, name)
         if not groups:
             return best
-        expected = self.bench.expected_seconds(best, groups)
+        expected = self.trials.bench.expected_seconds(best, groups)
         groups.sort(key=lambda g: -expected[g])
         gains: list[_Gain] = []
         uncut = []
         for group in groups:
-            if not self.clock.has_time():
+            if not self.trials.clock.has_time():
                 break
             sites = [r for r in admitted_sites(best, name) if group_of(r) == group]
-            window = self.bench.cut(best, sites[0], offered_forms(sites[0]))
+            window = self.trials.bench.cut(best, sites[0], offered_forms(sites[0]))
             if window is None:
                 uncut.append(group)
                 continue
@@ -301,10 +230,10 @@ class _Search:
         """What nearly gained by itself, beside what did."""
         if name not in best.applied:
             return self._together(best, name) if name in self.almost else best
-        close = self._close(best, name, _ALMOST)
-        if not close or not self.clock.has_time():
+        close = self.trials.close(best, name, ALMOST)
+        if not close or not self.trials.clock.has_time():
             return best
-        return self._changed(best, close) or best
+        return self.trials.changed(best, close) or best
 
     def _in_window(self, group: Group, sites: list[Remark], window: Window) -> _Gain | None:
         """The best form for the equal *sites*, measured in a window around one of them.
@@ -314,20 +243,20 @@ class _Search:
         Raises:
             PwoptError: no form of the window runs.
         """
-        expected = self.bench.estimate(window)
+        expected = self.trials.bench.estimate(window)
         offered = [v for v in offered_forms(sites[0]) if expected.get(v, 1.0) < _HOPELESS]
         if not offered:
             facts: dict[str, Fact] = {"expected": round(1 / min(expected.values()), 4)}
             ruling = Ruling(Verdict.REJECTED_ESTIMATE, facts=facts)
-            self.rulings = with_group(self.rulings, group, ruling)
+            self.trials.rule_group(group, ruling)
             return None
         tried: list[tuple[Comparison, str]] = []
         failure: PwoptError | None = None
-        behind, patience = 0, len(offered) if self.thorough else 2
+        behind, patience = 0, len(offered) if self.trials.thorough else 2
         for variant in offered:
             if variant not in window.after or behind == patience:
                 continue
-            if tried and not self.clock.has_time():
+            if tried and not self.trials.clock.has_time():
                 break
             try:
                 comparison = self._compare_window(window, variant, group[0])
@@ -348,20 +277,24 @@ class _Search:
 
     def _is_long(self, comparison: Comparison) -> bool:
         """Whether its window takes so long that it was timed in few pairs."""
-        return comparison.baseline.median_ms > _LONG_MS and not self.thorough
+        return comparison.baseline.median_ms > _LONG_MS and not self.trials.thorough
 
     def _compare_window(self, window: Window, variant: str, name: str) -> Comparison:
         """What looks like a gain but may be chance is timed once more, unless it takes long."""
-        comparison = self._compare_window_once(window, variant, name, self.budget.window)
+        comparison = self._compare_window_once(
+            window, variant, name, self.trials.timing.allowance.window
+        )
         if self._is_long(comparison) or not is_undecided(comparison):
             return comparison
-        return self._compare_window_once(window, variant, name, longer(self.budget.window))
+        return self._compare_window_once(
+            window, variant, name, longer(self.trials.timing.allowance.window)
+        )
 
     def _compare_window_once(
         self, window: Window, variant: str, name: str, precision: Precision
     ) -> Comparison:
         label = f"timing {name}, site by site"
-        return self.bench.compare_window(
+        return self.trials.bench.compare_window(
             window, variant, precision, label, decide=1 + MARGIN, futile=PROMISING
         )
 
@@ -372,11 +305,11 @@ class _Search:
         if not tried:
             return None
         tried.sort(key=lambda t: -t[0].speedup)
-        if tried[0][0].speedup > _ALMOST:
+        if tried[0][0].speedup > ALMOST:
             self.almost.add(group[0])
         first, *others = (windowed(comparison, variant) for comparison, variant in tried)
         if first.verdict is not Verdict.KEPT:
-            self.rulings = with_group(self.rulings, group, first)
+            self.trials.rule_group(group, first)
             return None
         saved = tried[0][0].baseline.median_ms - tried[0][0].candidate.median_ms
         gaining = tuple(r for r in others if r.verdict is Verdict.KEPT)
@@ -387,38 +320,40 @@ class _Search:
 
         The half with the larger gains is tried first, then the other one on top of it.
         """
-        gains = [g for g in gains if g.group not in self.rulings.by_group]
+        gains = [g for g in gains if g.group not in self.trials.rulings.by_group]
         if not gains:
             return best
-        rulings = self.rulings
+        rulings = self.trials.rulings
         for gain in gains:
             rulings = with_group(rulings, gain.group, gain.ruling)
-        trial = self._build(rulings)
-        comparison = self.timing.compare(best, trial, "what gained in windows together")
+        trial = self.trials.build(rulings)
+        comparison = self.trials.timing.compare(best, trial, "what gained in windows together")
         if is_gain(comparison):
-            self.rulings = trial.rulings
+            self.trials.rulings = trial.rulings
             return self._take(trial, self._other_forms(gains))
         if len(gains) == 1:
             (gain,) = gains
-            if gain.group in self.rulings.by_group:
+            if gain.group in self.trials.rulings.by_group:
                 return self._take(best, self._other_forms(gains))
-            self.rulings = with_group(self.rulings, gain.group, ruling_of(comparison))
+            self.trials.rule_group(gain.group, ruling_of(comparison))
             return best
         gains = sorted(gains, key=lambda g: -g.saved_ms)
         half = (len(gains) + 1) // 2
         for part in (gains[:half], gains[half:]):
             # A pass may overrun its share for gains that were seen, but not the whole time.
-            if not self.clock.is_run_down():
+            if not self.trials.clock.is_run_down():
                 best = self._take(best, part)
         return best
 
     def _other_forms(self, gains: list[_Gain]) -> list[_Gain]:
         """The next forms for those of *gains* that were found to be wrong or too large."""
-        refused = [g for g in gains if g.others and g.group in self.rulings.by_group]
-        refused = [g for g in refused if self.rulings.by_group[g.group].verdict in OBJECTIONS]
+        refused = [g for g in gains if g.others and g.group in self.trials.rulings.by_group]
+        refused = [
+            g for g in refused if self.trials.rulings.by_group[g.group].verdict in OBJECTIONS
+        ]
         groups = {g.group for g in refused}
-        free = {k: r for k, r in self.rulings.by_group.items() if k not in groups}
-        self.rulings = replace(self.rulings, by_group=free)
+        free = {k: r for k, r in self.trials.rulings.by_group.items() if k not in groups}
+        self.trials.rulings = replace(self.trials.rulings, by_group=free)
         return [replace(g, ruling=g.others[0], others=g.others[1:]) for g in refused]
 
     def _on_whole_model(self, best: Build, name: str, groups: list[Group]) -> Build:
@@ -427,10 +362,10 @@ class _Search:
         if not ranked:
             return best
         comparison, variant, trial = ranked[0]
-        self._rule_pass(name, ruling_of(comparison, variant))
+        self.trials.rule_pass(name, ruling_of(comparison, variant))
         if is_gain(comparison):
             best = trial
-        if len(groups) == 1 or (comparison.ci95[1] < 1 and not self.thorough):
+        if len(groups) == 1 or (comparison.ci95[1] < 1 and not self.trials.thorough):
             return best
         for group in groups:
             best = self._settle_group(best, group, [v for _, v, _ in ranked[:2]])
@@ -440,18 +375,20 @@ class _Search:
         """All sites of a pass at once, though none of them gains by itself."""
         if len(list(sites_of(best, name))) < 2:
             return best
-        for variant in variants_of(best, name)[: None if self.thorough else 1]:
-            if not self.clock.has_time():
+        for variant in variants_of(best, name)[: None if self.trials.thorough else 1]:
+            if not self.trials.clock.has_time():
                 break
-            groups = self.rulings.by_group.items()
+            groups = self.trials.rulings.by_group.items()
             free = {k: r for k, r in groups if k[0] != name or r.verdict in OBJECTIONS}
-            rulings = with_pass(replace(self.rulings, by_group=free), name, Ruling(variant=variant))
-            trial = self._build(rulings)
+            rulings = with_pass(
+                replace(self.trials.rulings, by_group=free), name, Ruling(variant=variant)
+            )
+            trial = self.trials.build(rulings)
             if trial.written.sha256 == best.written.sha256:
                 continue
-            comparison = self.timing.compare(best, trial, f"{name} everywhere as {variant}")
+            comparison = self.trials.timing.compare(best, trial, f"{name} everywhere as {variant}")
             if is_gain(comparison):
-                self.rulings = with_pass(trial.rulings, name, ruling_of(comparison, variant))
+                self.trials.rulings = with_pass(trial.rulings, name, ruling_of(comparison, variant))
                 return trial
         return best
 
@@ -462,86 +399,59 @@ class _Search:
         """
         names = [
             p.name
-            for p in self.bench.simplify
-            if is_close(self.rulings.by_pass.get(p.name), _ALMOST)
+            for p in self.trials.bench.simplify
+            if is_close(self.trials.rulings.by_pass.get(p.name), ALMOST)
         ]
-        if not names or not self.clock.has_time():
+        if not names or not self.trials.clock.has_time():
             return best
-        before = self.rulings
+        return self.trials.attempt(partial(self._from, names, best)) or best
+
+    def _from(self, names: list[str], best: Build) -> Build | None:
+        """With the simplifications *names*, lowered where they make room; ``None``: no gain."""
+        trials = self.trials
         facts: dict[str, Fact] = {"measured": "with what it makes room for"}
         for name in names:
-            self._rule_pass(name, Ruling(facts=facts))
-        try:
-            start = self._build(self.rulings)
-            known = {g for p in self.bench.lower for g in groups_of(best, p.name)}
-            fresh = [
-                p.name
-                for p in self.bench.lower
-                if any(g not in known for g in groups_of(start, p.name, Kind.HELD))
-            ]
-            trial = start
-            for position, name in enumerate(fresh):
-                self._share_time(start, fresh[position:])
-                trial = self._lower(trial, name)
-            self.clock.allot_all()
-            if trial.written.sha256 not in (start.written.sha256, best.written.sha256):
-                comparison = self.timing.compare(best, trial, "from the neutral simplifications")
-                if is_gain(comparison):
-                    return trial
-        except InterruptedSearch:
-            self.rulings = self._with_objections(before)
-            raise
-        self.rulings = self._with_objections(before)
-        return best
+            trials.rule_pass(name, Ruling(facts=facts))
+        start = trial = trials.build(trials.rulings)
+        lower = [p.name for p in trials.bench.lower]
+        known = {g for name in lower for g in groups_of(best, name)}
+        fresh = [n for n in lower if not known.issuperset(groups_of(start, n, Kind.HELD))]
+        for position, name in enumerate(fresh):
+            self._share_time(start, fresh[position:])
+            trial = self._lower(trial, name)
+        trials.clock.allot_all()
+        if trial.written.sha256 in (start.written.sha256, best.written.sha256):
+            return None
+        comparison = trials.timing.compare(best, trial, "from the neutral simplifications")
+        return trial if is_gain(comparison) else None
 
     def _climb(self, best: Build) -> Build:
         """Change one decision after the other beside all others, until no change gains."""
         gained = True
-        while gained and self.clock.has_time():
+        while gained and self.trials.clock.has_time():
             gained = False
             for change in self._changes(best):
-                if not self.clock.has_time():
+                if not self.trials.clock.has_time():
                     return best
-                trial = self._changed(best, change)
+                trial = self.trials.changed(best, change)
                 if trial is not None:
                     best, gained = trial, True
         if not gained:
-            self.clock.end = "no change of any one decision gains anything more"
+            self.trials.clock.end = "no change of any one decision gains anything more"
         return best
 
-    def _changed(self, best: Build, change: Iterable[_Decision]) -> Build | None:
-        """The model after *change* if that gains; else the rulings stay."""
-        before = rulings = self.rulings
-        for name, group, ruling in change:
-            if group is None:
-                rulings = with_pass(rulings, name, ruling)
-            else:
-                rulings = with_group(rulings, group, ruling)
-        try:
-            trial = self._build(rulings)
-            if trial.written.sha256 != best.written.sha256:
-                comparison = self.timing.compare(best, trial, "changes to the best so far")
-                if is_gain(comparison):
-                    self.rulings = trial.rulings
-                    return trial
-        except InterruptedSearch:
-            self.rulings = self._with_objections(before)
-            raise
-        self.rulings = self._with_objections(before)
-        return None
-
-    def _changes(self, best: Build) -> list[list[_Decision]]:
+    def _changes(self, best: Build) -> list[list[Decision]]:
         """Decisions that may be wrong beside the others: drops, returns, other forms."""
-        refused = Ruling(Verdict.REJECTED_SLOWER, facts=_BESIDE)
-        found: list[list[_Decision]] = []
-        for pass_ in self.bench.simplify:
-            ruling = self.rulings.by_pass.get(pass_.name)
+        refused = Ruling(Verdict.REJECTED_SLOWER, facts=BESIDE)
+        found: list[list[Decision]] = []
+        for pass_ in self.trials.bench.simplify:
+            ruling = self.trials.rulings.by_pass.get(pass_.name)
             if is_close(ruling, _WORTH_A_FLIP):
-                found.append([(pass_.name, None, Ruling(facts=_BESIDE))])
+                found.append([(pass_.name, None, Ruling(facts=BESIDE))])
             elif pass_.name in best.applied:
                 found.append([(pass_.name, None, refused)])
-        for pass_ in self.bench.lower:
-            close = self._close(best, pass_.name, _WORTH_A_FLIP)
+        for pass_ in self.trials.bench.lower:
+            close = self.trials.close(best, pass_.name, _WORTH_A_FLIP)
             found += [close] if len(close) > 1 else []  # equal or not, they may help each other
             found += [[decision] for decision in close]
             for group in groups_of(best, pass_.name, Kind.APPLIED):
@@ -549,29 +459,10 @@ class _Search:
                 others = [v for v in offered_forms(site) if v != site.facts.get("variant")]
                 if len(offered_forms(site)) > 1:
                     found += [
-                        [(pass_.name, group, Ruling(variant=v, facts=_BESIDE))] for v in others
+                        [(pass_.name, group, Ruling(variant=v, facts=BESIDE))] for v in others
                     ]
                 found.append([(pass_.name, group, refused)])
         return found
-
-    def _close(self, best: Build, name: str, limit: float) -> list[_Decision]:
-        """Taking back in what groups of a lowering pass lost by less than *limit*."""
-        return [
-            (name, g, Ruling(variant=self.rulings.find(*g).variant, facts=_BESIDE))
-            for g in groups_of(best, name)
-            if is_close(self.rulings.find(*g), limit)
-        ]
-
-    def _with_objections(self, rulings: Rulings) -> Rulings:
-        """*rulings*, with what was found to be wrong or too large since."""
-        refused = {
-            key: ruling
-            for key, ruling in self.rulings.by_group.items()
-            if ruling.verdict in OBJECTIONS
-            # Another form of what stays may have been wrong.
-            and rulings.find(*key).verdict is not Verdict.KEPT
-        }
-        return replace(rulings, by_group={**rulings.by_group, **refused})
 
     def _rank_variants(self, best: Build, name: str) -> list[tuple[Comparison, str, Build]]:
         """The forms of a pass on all its sites, fastest first.
@@ -582,12 +473,12 @@ class _Search:
         tried: list[tuple[Comparison, str, Build]] = []
         behind = 0
         for variant in variants_of(best, name):
-            if not self.clock.has_time() or (behind == 2 and not self.thorough):
+            if not self.trials.clock.has_time() or (behind == 2 and not self.trials.thorough):
                 break
-            trial = self._build(with_pass(self.rulings, name, Ruling(variant=variant)))
+            trial = self.trials.build(with_pass(self.trials.rulings, name, Ruling(variant=variant)))
             if trial.written.sha256 == best.written.sha256:
                 continue
-            comparison = self.timing.compare(best, trial, f"{name} as {variant}")
+            comparison = self.trials.timing.compare(best, trial, f"{name} as {variant}")
             leader = max((c.speedup for c, _, _ in tried), default=0.0)
             behind = behind + 1 if comparison.speedup < leader else 0
             tried.append((comparison, variant, trial))
@@ -596,85 +487,26 @@ class _Search:
     def _settle_group(self, best: Build, group: Group, variants: list[str]) -> Build:
         """One group of equal sites by itself: every other choice against the current one."""
         name = group[0]
-        current = self.rulings.find(*group)
+        current = self.trials.rulings.find(*group)
         choices: list[Ruling] = [Ruling(variant=v) for v in variants]
         if current.verdict is Verdict.KEPT:
             choices = [c for c in choices if c.variant != current.variant]
             choices.append(Ruling(Verdict.REJECTED_SLOWER))
         for choice in choices:
-            if not self.clock.has_time():
+            if not self.trials.clock.has_time():
                 break
-            trial = self._build(with_group(self.rulings, group, choice))
+            trial = self.trials.build(with_group(self.trials.rulings, group, choice))
             if trial.written.sha256 == best.written.sha256:
                 continue
-            comparison = self.timing.compare(best, trial, f"{name}, group by group")
+            comparison = self.trials.timing.compare(best, trial, f"{name}, group by group")
             if is_gain(comparison):
                 best = trial
                 facts = facts_of(comparison, inverse=choice.verdict is not Verdict.KEPT)
-                self.rulings = with_group(self.rulings, group, replace(choice, facts=facts))
+                self.trials.rule_group(group, replace(choice, facts=facts))
             elif current.verdict is not Verdict.KEPT and choice is choices[0]:
                 ruling = ruling_of(comparison, choice.variant)
-                self.rulings = with_group(self.rulings, group, ruling)
+                self.trials.rule_group(group, ruling)
         return best
-
-    def _confirm(self, base: Build, best: Build) -> Found:
-        """Against the original, carefully; what makes it slower after all is found and taken back.
-
-        Falls back to the canonicalised model, or to nothing.
-        """
-        if not best.is_changed:
-            return Found(None, self.rulings, None, f"{self.clock.end}; there is nothing to change")
-        comparison = self.timing.against_original(best)
-        while is_loss(comparison):
-            without = self._without_guilty(best)
-            if without is None:
-                break
-            best, self.rulings = without, without.rulings
-            self.clock.end = f"{self.clock.end.removesuffix(_TAKEN_BACK)}{_TAKEN_BACK}"
-            comparison = self.timing.against_original(best)
-        if not is_loss(comparison):
-            return Found(best, self.rulings, comparison, self.clock.end)
-        if base.is_changed and best.written.sha256 != base.written.sha256:
-            comparison = self.timing.against_original(base)
-            if not is_loss(comparison):
-                reason = f"{self.clock.end}; the kept gains did not add up"
-                return Found(base, base.rulings, comparison, reason)
-        reason = f"{self.clock.end}; no model was as fast as the original"
-        return Found(None, self.rulings, comparison, reason)
-
-    def _without_guilty(self, best: Build) -> Build | None:
-        """*best* without the group of the first rewrite that makes it slower than the original.
-
-        Found by bisection over the ordinals; ``None`` if there is none, or no time.
-        """
-
-        def is_slow(rulings: Rulings) -> bool:
-            return self.timing.is_slow(self.bench.build(rulings))
-
-        self.clock.allot_all()
-        if not best.applied or not self.clock.has_time():
-            return None
-        if is_slow(replace(best.rulings, limit=0)):
-            return None
-        guilty = first_guilty(best, is_slow)
-        if guilty.kind is not Kind.APPLIED or guilty.pass_name == Canonicalise.name:
-            return None
-        refused = Ruling(Verdict.REJECTED_SLOWER, facts={"measured": "against the original"})
-        return self._build(with_group(best.rulings, group_of(guilty), refused))
-
-    # -- helpers -------------------------------------------------------------------------------
-
-    def _build(self, rulings: Rulings) -> Build:
-        """Build and verify; groups that made it wrong are ruled out from here on."""
-        self.bench.check_interrupted()
-        self.bench.progress("rewriting", None)
-        build = settle(self.bench, self.bench.build(rulings))
-        refused = {k: v for k, v in build.rulings.by_group.items() if v.verdict in OBJECTIONS}
-        self.rulings = replace(self.rulings, by_group={**self.rulings.by_group, **refused})
-        return build
-
-    def _rule_pass(self, name: str, ruling: Ruling) -> None:
-        self.rulings = with_pass(self.rulings, name, ruling)
 
     def _share_time(self, best: Build, names: list[str]) -> None:
         """Give the first of *names* its part of the time that is left.
@@ -686,9 +518,11 @@ class _Search:
         groups = {n: held for n in names if (held := open_groups(best, n))}
         if names[0] not in groups:
             return
-        expected = self.bench.expected_seconds(best, [g for held in groups.values() for g in held])
+        expected = self.trials.bench.expected_seconds(
+            best, [g for held in groups.values() for g in held]
+        )
         total = sum(expected.values())
         part = even = 1 / len(groups)
         if total > 0:
             part = (even + sum(expected[g] for g in groups[names[0]]) / total) / 2
-        self.clock.allot(part)
+        self.trials.clock.allot(part)

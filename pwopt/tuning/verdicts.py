@@ -12,6 +12,7 @@ from pwopt.tuning.pipeline import Ruling, Rulings
 from pwopt.tuning.workbench import Build, Group
 
 __all__ = [
+    "ALMOST",
     "CERTAIN",
     "MARGIN",
     "OBJECTIONS",
@@ -38,6 +39,8 @@ MARGIN = 0.005
 """A rewrite stays only if the worse end of its interval shows more than this gain."""
 PROMISING = 1 + 2 * MARGIN
 """What looks like less is no gain; a form in a window that cannot be more is not timed further."""
+ALMOST = 0.95
+"""What loses more than this alone is not tried beside others, which may help it."""
 OBJECTIONS = (Verdict.REJECTED_WRONG, Verdict.REJECTED_SIZE, Verdict.REJECTED_FAILED)
 """Verdicts on what may not be applied at all, whatever it gains."""
 CERTAIN = 1000.0

@@ -16,7 +16,7 @@ from pwopt.errors import RuntimeUnavailableError
 from pwopt.report.json import dump, to_json
 from pwopt.report.terminal import report_table
 from pwopt.runtime import open_session
-from pwopt.tuning import options, search, workbench
+from pwopt.tuning import confirmation, options, timing, workbench
 from pwopt.tuning.effort import ALLOWANCES, Effort
 from pwopt.tuning.workbench import Precision
 from tests.runtime.stand_in import DEVICE, place_elsewhere, use_stand_in
@@ -47,7 +47,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = Precision(2, 4, 0.1)
     budget = replace(ALLOWANCES[Effort.QUICK], window=pairs, trial=pairs, confirm=pairs)
     monkeypatch.setitem(ALLOWANCES, Effort.QUICK, budget)
-    monkeypatch.setattr(search, "is_loss", lambda _: False)
+    for module in (timing, confirmation):
+        monkeypatch.setattr(module, "is_loss", lambda _: False)
 
 
 def test_a_report_says_where_it_ran_and_how_exactly(

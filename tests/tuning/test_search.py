@@ -14,9 +14,10 @@ from pwopt.graph import Written
 from pwopt.remark import Kind, Remark, Verdict
 from pwopt.runtime import Comparison, Latency
 from pwopt.tuning import clock as clock_module
+from pwopt.tuning.confirmation import Found, confirm
 from pwopt.tuning.effort import Effort
 from pwopt.tuning.pipeline import Ruling, Rulings, StopReason
-from pwopt.tuning.search import Found, confirm, search
+from pwopt.tuning.search import search
 from pwopt.tuning.settling import settle
 from pwopt.tuning.workbench import Build, InterruptedSearch, Workbench
 
