@@ -354,9 +354,9 @@ def time(only: str, folder: Path, seconds: float) -> None:
 
 WAYS = {
     "as it is": Fitting(),
-    "behind the activation, too": Fitting(rectified=3),
-    "without the shortcut": Fitting(residual=False),
-    "symmetric": Fitting(residual=False, asymmetric=False),
+    "without the activation": Fitting(rectified=0),
+    "without the shortcut": Fitting(rectified=0, residual=False),
+    "symmetric": Fitting(rectified=0, residual=False, asymmetric=False),
     "without data": Fitting(on_data=False),
 }
 

@@ -325,18 +325,22 @@ ASKED = {
 """Speedups asked of the Winograd lowering, one thread; on two, 85% of what one thread shows."""
 
 
-def asked_table(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> str:
+def asked_table(
+    one: list[dict[str, Any]], two: list[dict[str, Any]], full: list[dict[str, Any]]
+) -> str:
     """What the collection's records say of the models that Winograd is asked about."""
-    lines = ["| model | asked | one thread | two threads | of one |", "|---" * 5 + "|"]
-    by_threads = [{r["name"]: r["latency"] for r in rows if r["latency"]} for rows in (one, two)]
+    header = ["model", "asked", "one thread", "two threads", "of one", "one thread, full effort"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    latencies = [
+        {r["name"]: r["latency"] for r in rows if r["latency"]} for rows in (one, two, full)
+    ]
     for name, asked in ASKED.items():
-        latencies = [found.get(name) for found in by_threads]
-        cells = [_with_interval(latency) for latency in latencies]
-        ratio = ""
-        if latencies[0] and latencies[1]:
-            ratio = f"{latencies[1]['speedup'] / latencies[0]['speedup']:.0%}"
-        lines.append(f"| {name} | {asked:g} | {cells[0]} | {cells[1]} | {ratio} |")
-    return "\n".join([*lines, *_conditions([r for r in (*one, *two) if r["name"] in ASKED])])
+        first, second, third = (found.get(name) for found in latencies)
+        ratio = f"{second['speedup'] / first['speedup']:.0%}" if first and second else ""
+        cells = [name, f"{asked:g}", _with_interval(first), _with_interval(second), ratio]
+        lines.append(f"| {' | '.join([*cells, _with_interval(third)])} |")
+    asked_rows = [r for r in (*one, *two, *full) if r["name"] in ASKED]
+    return "\n".join([*lines, *_conditions(asked_rows)])
 
 
 def _with_interval(latency: dict[str, Any] | None) -> str:
@@ -559,9 +563,9 @@ def main() -> None:
             continue
         fill(RESULTS, path.stem, collection_table(rows))
         if path.stem == "collection-quick-1":
-            both = path.with_name("collection-quick-2.json")
-            two = json.loads(both.read_text()) if both.exists() else []
-            fill(RESULTS, "winograd-asked", asked_table(rows, two))
+            others = [path.with_name(f"collection-{one}.json") for one in ("quick-2", "full-1")]
+            two, full = (json.loads(p.read_text()) if p.exists() else [] for p in others)
+            fill(RESULTS, "winograd-asked", asked_table(rows, two, full))
             fill(HERE.parent / "README.md", "summary", summary_table(rows))
 
 

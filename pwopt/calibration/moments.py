@@ -88,8 +88,7 @@ class Gatherer:
     pixels: float = field(init=False, default=0.0)
     """Output positions of a sample."""
     _sums: list[_Sums] = field(init=False)
-    _kept: list[tuple[Array, Array, Array | None]] = field(init=False, default_factory=list)
-    _kept_rows: int = field(init=False, default=0)
+    _kept: list[tuple[Array, Array]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         group = self.conv.group
@@ -101,13 +100,12 @@ class Gatherer:
         """Elements of a patch of one group."""
         return len(self._sums[0].x)
 
-    def add(self, x: Array, target: Array, beside: Array | None = None) -> None:
+    def add(self, x: Array, target: Array) -> None:
         """Look at some samples.
 
         Args:
             x: ``[N, C, *spatial]``, what the convolution reads.
             target: ``[N, O, *spatial]``, what it should compute.
-            beside: ``[N, O, *spatial]``, what is added to it before the activation.
         """
         self.pixels = float(math.prod(target.shape[2:]))
         available = len(target) * math.prod(target.shape[2:])
@@ -118,16 +116,15 @@ class Gatherer:
             positions = np.arange(available)
         patches = patches_at(x, self.conv, positions).reshape(len(positions), self.conv.cin, -1)
         targets = values_at(target, positions)
-        others = None if beside is None else values_at(beside, positions)
         group = self.conv.group
         parts = zip(np.split(patches, group, axis=1), np.split(targets, group, axis=1), strict=True)
         for sums, (part, wanted_part) in zip(self._sums, parts, strict=True):
             sums.add(part.reshape(len(part), -1), wanted_part)
         self.count += len(positions)
         if self.keeps_rows:
-            self._keep(patches, targets, others)
+            self._keep(patches, targets)
 
-    def _keep(self, patches: Array, targets: Array, others: Array | None) -> None:
+    def _keep(self, patches: Array, targets: Array) -> None:
         size = patches[0].size // self.conv.group
         most = max(_FEWEST_ROWS, _ROWS_PER_SIZE * size)
         most = min(most, max(1, _ROWS_BYTES // max(1, patches[:1].nbytes)))
@@ -135,8 +132,7 @@ class Gatherer:
         if share < len(patches):
             chosen = np.sort(self.rng.choice(len(patches), share, replace=False))
             patches, targets = patches[chosen], targets[chosen]
-            others = None if others is None else others[chosen]
-        self._kept.append((patches, targets, others))
+        self._kept.append((patches, targets))
 
     def moments(self) -> list[Moments]:
         """Of each group."""
@@ -152,15 +148,8 @@ class Gatherer:
         group = self.conv.group
         patches = np.concatenate([part[0] for part in self._kept])
         targets = np.concatenate([part[1] for part in self._kept])
-        found = [part[2] for part in self._kept if part[2] is not None]
-        beside = np.split(np.concatenate(found), group, axis=1) if found else [None] * group
-        parts = zip(
-            np.split(patches, group, axis=1),
-            np.split(targets, group, axis=1),
-            beside,
-            strict=True,
-        )
-        return [Rows(p.reshape(len(p), -1), t, b) for p, t, b in parts]
+        parts = zip(np.split(patches, group, axis=1), np.split(targets, group, axis=1), strict=True)
+        return [Rows(p.reshape(len(p), -1), t) for p, t in parts]
 
 
 class _Sums:

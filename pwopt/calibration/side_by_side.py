@@ -40,9 +40,8 @@ class Station:
         weight, bias: of the original.
         addend: the tensor that the result is added to and nothing else is done with, if it is
             known already.
-        slope: of the Relu or LeakyRelu that follows, for negative values; ``None``: none does.
-        importance: ``[O]``, what the next convolutions make of each channel: norms of their
-            weights; ``None`` if anything else reads the result.
+        slope: of the Relu or LeakyRelu that follows at once, for negative values; ``None``: none
+            does.
     """
 
     site: str
@@ -51,7 +50,6 @@ class Station:
     bias: Array
     addend: Tensor | None
     slope: float | Array | None
-    importance: npt.NDArray[np.float64] | None = None
 
 
 class SideBySide:
@@ -157,14 +155,11 @@ class SideBySide:
         for batch, size in enumerate(self._sizes):
             x = self._value(conv.input, batch, approximated=not symmetric)
             target = self._value(conv.output, batch, approximated=False)
-            beside = None
-            if station.addend is not None:
-                beside = self._value(station.addend, batch, approximated=not symmetric)
-                if not plain and not symmetric:
-                    right = self._value(station.addend, batch, approximated=False)
-                    target = target + right - beside
+            if station.addend is not None and not plain and not symmetric:
+                right = self._value(station.addend, batch, approximated=False)
+                target = target + right - self._value(station.addend, batch, approximated=True)
             rows = min(size, len(x))
-            gatherer.add(x[:rows], target[:rows], None if beside is None else beside[:rows])
+            gatherer.add(x[:rows], target[:rows])
         return gatherer
 
     def replace(self, station: Station, weight: Array, bias: Array) -> None:
@@ -261,44 +256,20 @@ class SideBySide:
         bias = facts.constant(conv.bias)
         if bias is None:
             bias = np.zeros(conv.cout, weight.dtype)
-        addend, behind = self._addend(conv, known)
-        slope = self._slope(behind)
-        importance = None
-        if addend is None:
-            activated = conv.output if slope is None or behind is None else behind.outputs[0]
-            importance = self._importance(activated)
-        return Station(facts.site(node), conv, weight, bias, addend, slope, importance)
-
-    def _importance(self, tensor: Tensor) -> npt.NDArray[np.float64] | None:
-        """Norm of all weights on each channel of *tensor*, if convolutions alone read it."""
-        facts = self._facts
-        readers = facts.consumers(tensor)
-        total: npt.NDArray[np.float64] | None = None
-        for reader in readers:
-            conv = facts.conv(reader) if facts.is_op(reader, "Conv") else None
-            weight = None if conv is None else facts.constant(conv.weight)
-            if conv is None or weight is None or facts.is_output(tensor):
-                return None
-            flat = weight.astype(np.float64).reshape(conv.group, -1, *weight.shape[1:])
-            power = np.sum(flat * flat, axis=(1, *range(3, flat.ndim))).reshape(-1)
-            total = power if total is None else total + power
-        if total is None:
-            return None
-        # A channel that nothing weighs must not vanish from the fit.
-        norms = np.sqrt(total)
-        return np.asarray(np.maximum(norms, 0.05 * norms.max()))
-
-    def _addend(self, conv: ConvFacts, known: set[str]) -> tuple[Tensor | None, Node | None]:
-        """What the result is added to, and the next reader."""
-        facts = self._facts
         reader = facts.sole_consumer(conv.output)
+        addend = self._addend(conv, reader, known)
+        return Station(facts.site(node), conv, weight, bias, addend, self._slope(reader))
+
+    def _addend(self, conv: ConvFacts, reader: Node | None, known: set[str]) -> Tensor | None:
+        """What the result is added to, if it is known already."""
+        facts = self._facts
         if reader is None or not facts.is_op(reader, "Add", "Sum") or len(reader.inputs) != 2:
-            return None, reader
+            return None
         other = next((t for t in reader.inputs if t is not conv.output), None)
         shapes = facts.shape(conv.output), facts.shape(other)
         if other is None or other.name not in known or None in shapes or shapes[0] != shapes[1]:
-            return None, None
-        return other, facts.sole_consumer(reader.outputs[0])
+            return None
+        return other
 
     def _is_clipped_at_zero(self, node: Node) -> bool:
         """Whether it is a Clip from 0 on; its upper end, as of Relu6, is rarely met."""

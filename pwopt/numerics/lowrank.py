@@ -39,7 +39,6 @@ __all__ = [
     "fit",
     "fit_rectified",
     "full_ranks",
-    "rescaled",
     "stages",
 ]
 
@@ -158,21 +157,6 @@ class Moments:
         """The bias with which the response of *weight* has the mean of the targets."""
         return self.target_mean - weight.reshape(self.cross.shape) @ self.input_mean
 
-    def scaled(self, scale: Array) -> Moments:
-        """The same patches, with each output channel multiplied by its *scale*.
-
-        The power stays: an error relative to it means something before scaling only.
-        """
-        return Moments(
-            self.kernel,
-            self.inputs,
-            self.cross * scale[:, None],
-            self.input_mean,
-            self.target_mean * scale,
-            self.power,
-            self.weight * scale[:, None],
-        )
-
     def regression(self) -> Array:
         """``[O, D]``: the kernel without any restriction that has the least error."""
         inputs, cross = self._regularised()
@@ -184,12 +168,6 @@ class Moments:
         return self.inputs + ridge * np.eye(size), self.cross + ridge * self.weight
 
 
-def rescaled(factors: Sequence[Array], scale: Array) -> Factors:
-    """Factors of the kernel whose output channels are divided by *scale*; the last one has them."""
-    *inner, last = factors
-    return [*inner, last / scale.reshape(-1, *(1,) * (last.ndim - 1))]
-
-
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Patches of some positions with what is wanted there, for what second moments cannot tell.
@@ -197,17 +175,10 @@ class Rows:
     Attributes:
         patches: ``[M, D]``.
         targets: ``[M, O]``.
-        beside: ``[M, O]``, what is added to the response before the activation; ``None``: nothing.
     """
 
     patches: npt.NDArray[np.floating[Any]]
     targets: npt.NDArray[np.floating[Any]]
-    beside: npt.NDArray[np.floating[Any]] | None = None
-
-    def scaled(self, scale: Array) -> Rows:
-        """The same patches, with each output channel multiplied by its *scale*."""
-        beside = None if self.beside is None else self.beside * scale
-        return Rows(self.patches, self.targets * scale, beside)
 
 
 def factor_shapes(method: Method, kernel: Kernel, ranks: Sequence[int]) -> list[tuple[int, ...]]:
@@ -430,7 +401,7 @@ def fit_rectified(
     start: Sequence[Array],
     rounds: int = 3,
 ) -> tuple[Factors, Array]:
-    """Factors and bias with which ``f(beside + response)`` is close to ``f(beside + target)``.
+    """Factors and bias with which ``f(response)`` is close to ``f(target)``.
 
     f is the identity for positive values and multiplies others by *slope* (0: Relu). Zhang et al.
     2015, section 3.2: auxiliary targets z take the place of the response within f and are coupled
@@ -446,24 +417,23 @@ def fit_rectified(
         rounds: of solving for z and for the factors.
     """
     patches = rows.patches.astype(np.float64)
-    beside = 0.0 if rows.beside is None else rows.beside.astype(np.float64)
     mean = patches.mean(axis=0)
     centred = patches - mean
     second = centred.T @ centred / len(patches)
-    wanted = _rectified(rows.targets.astype(np.float64) + beside, slope)
+    wanted = _rectified(rows.targets.astype(np.float64), slope)
     factors = list(start)
     flat = compose(method, factors).reshape(moments.cross.shape)
     bias = rows.targets.mean(axis=0) - flat @ mean
     best = (math.inf, factors, bias)
     for turn in range(rounds + 1):
-        response = patches @ flat.T + bias + beside
+        response = patches @ flat.T + bias
         error = float(np.mean((_rectified(response, slope) - wanted) ** 2))
         if error < best[0]:
             best = (error, factors, bias)
         if turn == rounds:
             break
         penalty = _PENALTIES[min(turn, len(_PENALTIES) - 1)]
-        targets = _auxiliary(wanted, response, slope, penalty) - beside
+        targets = _auxiliary(wanted, response, slope, penalty)
         target_mean = targets.mean(axis=0)
         ours = Moments(
             moments.kernel,

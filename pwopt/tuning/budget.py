@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from pwopt.calibration import Judge, Samples
 from pwopt.cost import model_cost
 from pwopt.errors import BudgetError, ReplayError
@@ -142,7 +144,7 @@ def spend(
     """
     layers = survey(base, bench, samples, place.scratch, place.seed, clock=place.clock)
     whole_macs = model_cost(parse(base), place.target.input_shapes).macs
-    total = float(whole_macs or 1)
+    total = _macs_of_a_sample(base, samples)
     if place.clock:
         label = "timing the original"
         whole = bench.compare(bench.original, bench.original, _TIMING, label)
@@ -150,6 +152,13 @@ def spend(
     steps = [s for s in front(layers) if total / max(total - s.saved, 1e-9) >= _LEAST_SPEEDUP]
     found = _Search(base, bench, judge, samples, budget, place, whole_macs, total).run(steps)
     return found if final is None else confirmed(found, budget, final, bench.progress)
+
+
+def _macs_of_a_sample(base: ModelProto, samples: Samples) -> float:
+    """Multiplications of the size that the survey counts: calibration data may be smaller."""
+    feeds = next(samples.take([0]).batches(1))
+    shapes = {name: np.asarray(value).shape for name, value in feeds.items()}
+    return float(model_cost(parse(base), shapes).macs or 1) / (samples.fixed_batch or 1)
 
 
 def confirmed(outcome: Outcome, budget: Budget, final: Judge, progress: Progress) -> Outcome:

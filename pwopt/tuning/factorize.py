@@ -44,15 +44,13 @@ class Fitting:
         on_data: to the response on calibration data; otherwise to the weights.
         asymmetric: inputs come from the approximated network.
         residual: where the result is added to something, errors of that are made up for.
-        rectified: rounds of fitting behind the activation; it has not paid on residual networks.
-        weighted: channels count as much as the next convolutions make of them.
+        rectified: rounds of fitting behind the activation, where nothing is added before it.
     """
 
     on_data: bool = True
     asymmetric: bool = True
     residual: bool = True
-    rectified: int = 0
-    weighted: bool = True
+    rectified: int = 3
 
 
 def base_model(model: ModelProto) -> ModelProto:
@@ -112,26 +110,19 @@ def _fitted_site(
         plain=not fitting.residual,
         keeps_rows=is_rectified,
     )
-    scales = np.ones(station.conv.cout)
-    if fitting.weighted and station.importance is not None:
-        scales = station.importance / np.mean(station.importance)
-    parts = np.split(scales, station.conv.group)
-    moments = [m.scaled(s) for m, s in zip(seen.moments(), parts, strict=True)]
+    moments = seen.moments()
     groups = [lowrank.fit(form.method, form.ranks, m) for m in moments]
     biases = [m.bias(lowrank.compose(form.method, g)) for m, g in zip(moments, groups, strict=True)]
     if is_rectified and station.slope is not None:
         slopes = np.split(np.broadcast_to(station.slope, (station.conv.cout,)), len(moments))
-        rows = [r.scaled(s) for r, s in zip(seen.kept(), parts, strict=True)]
         pairs = [
             lowrank.fit_rectified(
-                form.method, form.ranks, m, r, slope, start=g, rounds=fitting.rectified
+                form.method, form.ranks, m, rows, slope, start=g, rounds=fitting.rectified
             )
-            for m, r, slope, g in zip(moments, rows, slopes, groups, strict=True)
+            for m, rows, slope, g in zip(moments, seen.kept(), slopes, groups, strict=True)
         ]
-        groups = [pair[0] for pair in pairs]
-        biases = [pair[1] for pair in pairs]
-    groups = [lowrank.rescaled(g, s) for g, s in zip(groups, parts, strict=True)]
-    return _site_factors(form, groups, np.concatenate(biases) / scales)
+        groups, biases = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return _site_factors(form, groups, np.concatenate(biases))
 
 
 def _site_factors(form: Form, groups: Sequence[Sequence[Array]], bias: Array) -> SiteFactors:

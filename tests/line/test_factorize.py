@@ -130,6 +130,22 @@ def test_a_budget_makes_a_smaller_model_that_keeps_it(finished: Path) -> None:
     assert "20 of the samples to judge on are there to choose" in " ".join(output.split())
 
 
+def test_what_is_counted_is_counted_at_the_size_of_the_calibration_data(tmp_path: Path) -> None:
+    folder = filled(tmp_path)
+    proto = network(2)
+    for axis, name in ((2, "H"), (3, "W")):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    onnx.save(proto, str(folder / "model.onnx"))
+    plans = []
+    for size in (8, 32):
+        shape = ("--input-shape", f"x:1x3x{size}x{size}", "-o", folder / f"{size}.onnx")
+        result = optimize(folder, "--target-speedup", 1.5, *shape)
+        assert result.exit_code == 0, result.output
+        (point,) = report(folder)["factorization"]["points"]
+        plans.append(point["plan"])
+    assert plans[0] == plans[1]
+
+
 def test_every_point_can_be_made_again(finished: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "copy"))
     written = (folder / "model.opt.onnx").read_bytes()
