@@ -8,7 +8,15 @@ from pwopt.remark import Fact, Kind, Verdict
 from pwopt.tuning.effort import least_seconds
 from pwopt.tuning.pipeline import Ruling
 from pwopt.tuning.trials import Trials
-from pwopt.tuning.verdicts import groups_of, is_gain, ruling_of, variants_of, with_group, with_pass
+from pwopt.tuning.verdicts import (
+    facts_of,
+    groups_of,
+    is_gain,
+    ruling_of,
+    variants_of,
+    with_group,
+    with_pass,
+)
 from pwopt.tuning.workbench import Build
 
 __all__ = ["choose_variants", "prune"]
@@ -45,16 +53,20 @@ def prune(trials: Trials, base: Build, best: Build) -> Build:
 
 
 def _prune_groups(trials: Trials, best: Build, name: str) -> Build:
-    """The same for groups of equal sites within one pass."""
+    """Take away what slows a pass that gains: groups of equal sites, one by one.
+
+    A group that is not missed stays: many gains too small to be told apart make the pass's.
+    """
     groups = groups_of(best, name, Kind.APPLIED)
     for group in groups if len(groups) > 1 else ():
         if not trials.clock.has_time():
             break
         refused = Ruling(Verdict.REJECTED_SLOWER)
         without = trials.build(with_group(trials.rulings, group, refused))
-        ruling = ruling_of(trials.timing.compare(without, best, f"{name}, group by group"))
-        trials.rule_group(group, ruling)
-        if ruling.verdict is not Verdict.KEPT:
+        comparison = trials.timing.compare(best, without, f"{name}, group by group")
+        if is_gain(comparison):
+            facts = facts_of(comparison, inverse=True)
+            trials.rule_group(group, replace(refused, facts=facts))
             best = without
     return best
 

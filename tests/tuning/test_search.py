@@ -197,6 +197,16 @@ def test_full_effort_drops_the_harmful_group_of_a_helpful_pass() -> None:
     assert kept(run(bench)) == {"mixed/good/default", "other/o/default"}
 
 
+def test_full_effort_keeps_the_many_small_gains_of_a_helpful_pass() -> None:
+    groups = [f"g{k}" for k in range(12)]
+    bench = SyntheticBench(
+        [("many", group, ONE) for group in groups] + [("other", "o", ONE)],
+        [],
+        {f"many/{group}/default": 0.996 for group in groups} | {"other/o/default": 0.9},
+    )
+    assert kept(run(bench)) == {*(f"many/{group}/default" for group in groups), "other/o/default"}
+
+
 def test_the_fastest_variant_is_taken() -> None:
     bench = SyntheticBench(
         [("raise", "r", ("slowish", "fast"))],
