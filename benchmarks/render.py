@@ -503,15 +503,19 @@ def ablation_tables(records: list[dict[str, Any]]) -> str:
 
 
 def _ablation_table(record: dict[str, Any]) -> str:
-    header = ["fitted", "MACs, millions", "lost", "95% interval", "same class", "relative error"]
+    unit = record["rows"][0]["accuracy"]["unit"]
+    digits = 3 if unit == "dB" else 2
+    header = ["fitted", "MACs, millions", f"lost, {'dB' if unit == 'dB' else 'points'}"]
+    header += ["95% interval", "same class", "relative error"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in record["rows"]:
         found = row["accuracy"]
-        cells = [row["how"], f"{row['macs'] / 1e6:.3g}", f"{found['drop']:.2f}"]
-        cells += [_interval(found["ci95"], 2), f"{found['also']['agreement'][1]:.1f} %"]
+        cells = [row["how"], f"{row['macs'] / 1e6:.3g}", f"{found['drop']:.{digits}f}"]
+        agreement = found["also"].get("agreement")
+        cells += [_interval(found["ci95"], digits), f"{agreement[1]:.1f} %" if agreement else ""]
         cells.append(f"{found['also']['relative-error'][1]:.1f} %")
         lines.append(f"| {' | '.join(cells)} |")
-    on = f"On {record['model']}, at half of its MACs."
+    on = f"On {record['model']}, which has {record['macs'] / 1e6:.3g} million MACs."
     return "\n".join([*lines, "", on, "", sentence(record["conditions"])])
 
 

@@ -199,8 +199,9 @@ def test_full_effort_drops_the_harmful_group_of_a_helpful_pass() -> None:
 
 def test_full_effort_keeps_the_many_small_gains_of_a_helpful_pass() -> None:
     groups = [f"g{k}" for k in range(12)]
+    simplify: list[Site] = [*(("many", group, ONE) for group in groups), ("other", "o", ONE)]
     bench = SyntheticBench(
-        [("many", group, ONE) for group in groups] + [("other", "o", ONE)],
+        simplify,
         [],
         {f"many/{group}/default": 0.996 for group in groups} | {"other/o/default": 0.9},
     )
