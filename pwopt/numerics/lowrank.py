@@ -51,6 +51,9 @@ Kernel: TypeAlias = tuple[int, int, int, int]
 
 _RIDGE: Final = 1e-7
 """What is added to the second moments, relative to their mean: flat directions keep the weights."""
+_NOTHING: Final = 1e-100
+_ROUNDING: Final = 1e-13
+"""Second moments that are none, by themselves and relative to the means they are about."""
 _JITTER: Final = 1e-10
 _SMALL_STEP: Final = 1e-4
 """Sweeps end when one gains less than this part of the error."""
@@ -164,7 +167,10 @@ class Moments:
 
     def _regularised(self) -> tuple[Array, Array]:
         size = len(self.inputs)
-        ridge = _RIDGE * max(float(np.trace(self.inputs)) / size, np.finfo(float).tiny)
+        mean = float(np.trace(self.inputs)) / size
+        # Of patches that never change all is flat.
+        rounding = _ROUNDING * float(np.mean(self.input_mean**2))
+        ridge = _RIDGE * mean if mean > max(rounding, _NOTHING) else 1.0
         return self.inputs + ridge * np.eye(size), self.cross + ridge * self.weight
 
 
@@ -593,7 +599,10 @@ def _conjugate_gradients(
         if power <= enough:
             break
         image = normal(direction)
-        length = power / float(np.vdot(direction, image))
+        curvature = float(np.vdot(direction, image))
+        if curvature <= 0:  # rounding: the direction is flat
+            break
+        length = power / curvature
         x = x + length * direction
         residual = residual - length * image
         conditioned = precondition(residual)

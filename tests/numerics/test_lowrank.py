@@ -195,6 +195,27 @@ def test_fits_that_see_the_activation_are_closer_behind_it(slope: float) -> None
     np.testing.assert_allclose(unseen[1], moments.bias(plain), atol=0.1)
 
 
+@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_patches_that_never_change_leave_the_weights_to_be_kept(
+    method: Method, value: float
+) -> None:
+    """Channels behind a Relu may be dead; moments of what is constant hold rounding at most."""
+    rng = np.random.default_rng(10)
+    weight = rng.standard_normal(kernel_of(method))
+    size = weight[0].size
+    dust = 1e-16 * value * rng.standard_normal((size, size))
+    dust = dust + dust.T
+    moments = Moments.of_response(weight, np.ones(len(weight)), dust, np.full(size, value))
+    ranks = {Method.BOTTLENECK: (2, 2), Method.SEPARABLE: (1,)}.get(method, (2,))
+    for sweeps, steps in ((1, 1), (8, 16)):
+        found = lowrank.fit(method, ranks, moments, sweeps=sweeps, steps=steps)
+        blind = lowrank.fit(method, ranks, Moments.of_weight(weight), sweeps=sweeps, steps=steps)
+        np.testing.assert_allclose(
+            lowrank.compose(method, found), lowrank.compose(method, blind), atol=1e-6
+        )
+
+
 def test_stages_of_groups_are_weights_of_convolutions() -> None:
     rng = np.random.default_rng(8)
     for method in Method:
