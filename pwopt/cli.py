@@ -158,6 +158,15 @@ def accuracy_options(command: Callable[P, None]) -> Callable[P, None]:
             metavar="NAME",
             help="top1, top5, psnr, agreement, relative-error, cosine, or module:function.",
         ),
+    ):
+        described = option(described)
+    return validation_options(described)
+
+
+def validation_options(command: Callable[P, None]) -> Callable[P, None]:
+    """The options on data to judge on, and how images are read."""
+    described = command
+    for option in (
         click.option(
             "--preprocess",
             type=PreprocessParam(),
@@ -776,11 +785,25 @@ def export_model(name: str, output: Path | None, seed: int, batch: str) -> None:
     type=click.Path(path_type=Path),
     help="Write the guilty site as a model of its own.",
 )
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="What the factors were fitted to, if the report's model was factorised.",
+)
+@validation_options
 @target_options
 @json_option
 @reports_errors
 def bisect(
-    model: str, replay: Path, check: str, output: Path | None, target: Target, as_json: bool
+    model: str,
+    replay: Path,
+    check: str,
+    output: Path | None,
+    calibration: Path | None,
+    validation: Path | None,
+    preprocess: Preprocess | None,
+    target: Target,
+    as_json: bool,
 ) -> None:
     """Find the rewrite that breaks MODEL or makes it slower, in log2 of their number of steps.
 
@@ -793,7 +816,16 @@ def bisect(
     from pwopt.report.json import read_script, remark_json
 
     with _model_file(model) as path, _progress() as progress:
-        culprit = line.bisect(path, read_script(replay), line.Check(check), target, progress)
+        culprit = line.bisect(
+            path,
+            read_script(replay),
+            line.Check(check),
+            target,
+            progress,
+            calibration=calibration,
+            validation=validation,
+            preprocess=preprocess,
+        )
     if culprit is not None and culprit.window is not None and output is not None:
         save(parse(culprit.window), output)
     if as_json:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from pwopt import passes as catalogue
+from pwopt.calibration import Given, Preprocess
 from pwopt.cost import Machine, model_cost
 from pwopt.errors import (
     InvalidModelError,
@@ -148,8 +149,14 @@ def bisect(
     check: Check,
     target: Target = Target(),  # noqa: B008 - frozen
     progress: Progress = silent,
+    *,
+    calibration: Given | None = None,
+    validation: Given | None = None,
+    preprocess: Preprocess | None = None,
 ) -> Culprit | None:
     """Find the rewrite of a report that breaks a verification or costs latency.
+
+    In a factorised model it is one of the exact rewrites that is looked for, beside the factors.
 
     Args:
         model: path of the ONNX model that the report was made from.
@@ -157,6 +164,10 @@ def bisect(
         check: what goes wrong.
         target: where to verify or time.
         progress: told what is going on.
+        calibration: as the report was made with, if its model was factorised: the factors are
+            fitted once more.
+        validation: the same; without it, a half of *calibration* would be held out.
+        preprocess: how images were read.
 
     Returns:
         The first rewrite with which the check fails; ``None`` if it does not fail with all.
@@ -165,7 +176,10 @@ def bisect(
         PwoptError: the model is invalid, not the one of the report, or fails without a rewrite.
     """
     source = Path(model)
-    options, target = _as_recorded(Options(replay=script), target, script)
+    options = Options(
+        replay=script, calibration=calibration, validation=validation, preprocess=preprocess
+    )
+    options, target = _as_recorded(options, target, script)
     return _Line(source, source, resolve(target), options, progress).bisect(script, check)
 
 
@@ -238,14 +252,14 @@ class _Line:
             return replace(report, options=options, fp16=half)
 
     def bisect(self, script: Script, check: Check) -> Culprit | None:
-        with self._prepared() as bench:
+        with self._prepared(is_judged=False) as bench:
             is_bad = (
                 partial(_is_wrong, bench) if check is Check.VERIFY else partial(_is_slow, bench)
             )
             return find_culprit(bench, script, is_bad)
 
     @contextmanager
-    def _prepared(self) -> Iterator[Workbench]:
+    def _prepared(self, *, is_judged: bool = True) -> Iterator[Workbench]:
         """The model on a workbench; the original runs beside."""
         with self.stages.stage("load"):
             model = self._load()
@@ -264,7 +278,8 @@ class _Line:
             tempfile.TemporaryDirectory(prefix="pwopt-") as scratch,
             ThreadPoolExecutor(max_workers=1) as beside,
         ):
-            self.judging.judge_original()
+            if is_judged:
+                self.judging.judge_original()
             with self.stages.stage("factorize"):
                 model = self.judging.factorise(model, Path(scratch))
             self.prepared |= self.judging.factorised is not None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import insort
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +39,10 @@ __all__ = [
 ]
 
 _TIMING: Final = Precision(9, 201, 2.0)
+_MORE_POINTS: Final = 3
+"""Models to fit beyond those of the budget, if the one that was chosen breaks it in the end."""
+_LESS: Final = 0.8
+"""What such a model is to save, of what the one before saves."""
 _LEAST_SPEEDUP: Final = 1.02
 """Predicted gains below this are not looked at."""
 
@@ -150,8 +156,11 @@ def spend(
         whole = bench.compare(bench.original, bench.original, _TIMING, label)
         total = whole.baseline.median_ms
     steps = [s for s in front(layers) if total / max(total - s.saved, 1e-9) >= _LEAST_SPEEDUP]
-    found = _Search(base, bench, judge, samples, budget, place, whole_macs, total).run(steps)
-    return found if final is None else confirmed(found, budget, final, bench.progress)
+    search = _Search(base, bench, judge, samples, budget, place, whole_macs, total)
+    found = search.run(steps)
+    if final is None:
+        return found
+    return confirmed(found, budget, final, bench.progress, partial(search.slower, steps))
 
 
 def _macs_of_a_sample(base: ModelProto, samples: Samples) -> float:
@@ -161,11 +170,18 @@ def _macs_of_a_sample(base: ModelProto, samples: Samples) -> float:
     return float(model_cost(parse(base), shapes).macs or 1) / (samples.fixed_batch or 1)
 
 
-def confirmed(outcome: Outcome, budget: Budget, final: Judge, progress: Progress) -> Outcome:
+def confirmed(
+    outcome: Outcome,
+    budget: Budget,
+    final: Judge,
+    progress: Progress,
+    slower: Callable[[Judged], Judged | None],
+) -> Outcome:
     """*outcome* with a best one that keeps *budget* on the samples of *final*.
 
     What was chosen is judged first. If it breaks the budget there, the next slower one that kept it
-    before follows. Where a speedup is asked for there is none: it would be too slow.
+    before follows, and after these what *slower* makes. Where a speedup is asked for there is none:
+    it would be too slow.
     """
     points, best = list(outcome.points), outcome.best
     while best is not None:
@@ -174,8 +190,14 @@ def confirmed(outcome: Outcome, budget: Budget, final: Judge, progress: Progress
         points[points.index(best)] = looked_at
         if budget.allows(figures):
             return Outcome(tuple(points), looked_at)
-        slower = [p for p in points[: points.index(looked_at)] if _is_fine(p, budget)]
-        best = slower[-1] if slower and budget.target_speedup is None else None
+        if budget.target_speedup is not None:
+            break
+        left = [p for p in points[: points.index(looked_at)] if _is_fine(p, budget)]
+        best = next((p for p in reversed(left) if p.final is None), None)
+        if best is None:
+            best = slower(looked_at)
+            if best is not None:
+                insort(points, best, key=lambda p: p.speedup)
     return Outcome(tuple(points), None)
 
 
@@ -214,6 +236,19 @@ class _Search:
                 high = middle
         points = sorted(self.made.values(), key=lambda p: p.speedup)
         return Outcome(tuple(points), self._best(points))
+
+    def slower(self, steps: Sequence[Step], than: Judged) -> Judged | None:
+        """A model that saves less than another one and keeps the budget, if there is one."""
+        saved = than.step.saved
+        while len(self.made) < self.budget.points + _MORE_POINTS:
+            saved *= _LESS
+            left = [k for k, s in enumerate(steps) if k not in self.made and s.saved <= saved]
+            if not left:
+                break
+            point = self._judged(steps, left[-1])
+            if _is_fine(point, self.budget):
+                return point
+        return None
 
     def _expected(self, steps: Sequence[Step], speedup: float) -> int:
         """The first step that is predicted to be so fast, or the last one."""

@@ -130,6 +130,23 @@ def test_a_budget_makes_a_smaller_model_that_keeps_it(finished: Path) -> None:
     assert "20 of the samples to judge on are there to choose" in " ".join(output.split())
 
 
+def test_bisect_fits_the_factors_once_more(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "copy"))
+    command = ["bisect", folder / "model.onnx", "--replay", folder / "report.json"]
+    command += ["--check", "verify", "--threads", 1]
+    data = ["--calibration", folder / "calibration.npz"]
+    bare = CliRunner().invoke(main, [str(a) for a in command])
+    assert bare.exit_code == 1
+    assert "--calibration" in bare.stderr
+    other = CliRunner().invoke(main, [str(a) for a in (*command, *data)])
+    assert other.exit_code == 1  # a half of it was held out, without data to judge on
+    assert "calibration data" in other.stderr
+    data += ["--validation", folder / "validation.npz"]
+    found = CliRunner().invoke(main, [str(a) for a in (*command, *data)])
+    assert found.exit_code == 0, found.output
+    assert "no rewrite" in found.output
+
+
 def test_what_is_counted_is_counted_at_the_size_of_the_calibration_data(tmp_path: Path) -> None:
     folder = filled(tmp_path)
     proto = network(2)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from pwopt.calibration import Judge
 from pwopt.graph import Written
 from pwopt.result import AccuracyFigures
+from pwopt.tuning import budget as budget_module
 from pwopt.tuning.allocation import Step
 from pwopt.tuning.budget import Budget, Judged, Outcome, confirmed
 
@@ -36,12 +39,19 @@ class Final:
 POINTS = (point("a", 0.2, 90), point("b", 0.9, 70), point("c", 0.8, 60), point("d", 3.0, 40))
 
 
-def chosen(final: Final, budget: Budget) -> Outcome:
+def chosen(final: Final, budget: Budget, *more: Judged) -> Outcome:
     def silent(*_: Any) -> None:
         pass
 
+    left = list(more)
     best = POINTS[2] if budget.target_speedup is None else POINTS[1]
-    return confirmed(Outcome(POINTS, best), budget, cast("Judge", final), silent)
+    return confirmed(
+        Outcome(POINTS, best),
+        budget,
+        cast("Judge", final),
+        silent,
+        lambda _: left.pop(0) if left else None,
+    )
 
 
 def test_one_that_keeps_the_budget_is_looked_at_once() -> None:
@@ -59,6 +69,37 @@ def test_one_that_was_lucky_gives_way_to_the_next_slower_one() -> None:
     assert final.asked == ["c", "b", "a"]
     assert outcome.best is outcome.points[0]
     assert [p.final and p.final.drop for p in outcome.points] == [0.4, 1.1, 1.3, None]
+
+
+def test_slower_ones_are_made_where_none_that_was_made_is_left() -> None:
+    final = Final(a=1.4, b=1.1, c=1.3, e=1.2, f=0.7)
+    outcome = chosen(final, Budget(1.0, None), point("e", 0.3, 93), point("f", 0.2, 96))
+    assert final.asked == ["c", "b", "a", "e", "f"]
+    assert outcome.best is outcome.points[0]
+    assert [p.written.path.name for p in outcome.points] == ["f", "e", "a", "b", "c", "d"]
+
+
+def test_what_saves_a_fifth_less_is_tried_until_the_budget_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = [Step({}, 0.0, float(saved)) for saved in (1, 2, 4, 6, 7, 8, 10)]
+    drops = {4: 0.9, 6: 1.2, 8: 1.1, 10: 0.8}
+    asked = []
+
+    def judged(self: Any, steps: Any, index: int) -> Judged:
+        saved = int(steps[index].saved)
+        asked.append(saved)
+        made = Written(Path(str(saved)), str(saved), 0)
+        self.made[index] = Judged(steps[index], made, lost(drops[saved]), None, 90 - saved, 100)
+        found: Judged = self.made[index]
+        return found
+
+    search = budget_module._Search(*(cast("Any", None),) * 4, Budget(1.0, None), *(None,) * 3)  # type: ignore[arg-type]
+    monkeypatch.setattr(budget_module._Search, "_judged", judged)
+    found = search.slower(steps, judged(search, steps, 6))
+    assert found is not None
+    assert asked == [10, 8, 6, 4]
+    assert search.slower([], found) is None
 
 
 def test_none_may_be_left() -> None:
