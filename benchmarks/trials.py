@@ -38,6 +38,15 @@ TRIALS = {
         "align-channels=blocks-of-8 lower-gate",
     ),
     "repvgg_a0": ("", "lower-conv-winograd"),
+    "shufflenet_v1": (
+        "",
+        "absorb-channel-permutation",
+        "merge-groups",
+        "align-channels",
+        "absorb-channel-permutation align-channels",
+        "assign-layout",
+        "lower-pointwise-conv",
+    ),
     "unet_resize": ("split-concat-conv", "lower-conv-winograd"),
     "unet_transpose": (
         "lower-conv-transpose=transpose",
