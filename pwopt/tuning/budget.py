@@ -41,8 +41,9 @@ __all__ = [
 _TIMING: Final = Precision(9, 201, 2.0)
 _MORE_POINTS: Final = 3
 """Models to fit beyond those of the budget, if the one that was chosen breaks it in the end."""
-_LESS: Final = 0.8
-"""What such a model is to save, of what the one before saves."""
+_LEAST_CUT: Final = 0.95
+_MOST_CUT: Final = 0.5
+"""What such a model is predicted to lose, of what the one before was."""
 _LEAST_SPEEDUP: Final = 1.02
 """Predicted gains below this are not looked at."""
 
@@ -238,17 +239,26 @@ class _Search:
         return Outcome(tuple(points), self._best(points))
 
     def slower(self, steps: Sequence[Step], than: Judged) -> Judged | None:
-        """A model that saves less than another one and keeps the budget, if there is one."""
-        saved = than.step.saved
+        """A model that saves less than another one and keeps the budget, if there is one.
+
+        What is predicted to be lost is scaled by what the budget allows of what was found.
+        """
         while len(self.made) < self.budget.points + _MORE_POINTS:
-            saved *= _LESS
-            left = [k for k, s in enumerate(steps) if k not in self.made and s.saved <= saved]
+            loss = than.step.loss * self._allowed(than)
+            left = [k for k, s in enumerate(steps) if k not in self.made and s.loss <= loss]
             if not left:
                 break
-            point = self._judged(steps, left[-1])
-            if _is_fine(point, self.budget):
-                return point
+            than = self._judged(steps, left[-1])
+            if _is_fine(than, self.budget):
+                return than
         return None
+
+    def _allowed(self, point: Judged) -> float:
+        """What the budget allows, relative to what a model loses that will not do."""
+        lost = (point.final or point.accuracy).drop
+        if lost is None or self.budget.max_drop is None or lost <= 0:
+            return _LEAST_CUT
+        return float(np.clip(self.budget.max_drop / lost, _MOST_CUT, _LEAST_CUT))
 
     def _expected(self, steps: Sequence[Step], speedup: float) -> int:
         """The first step that is predicted to be so fast, or the last one."""

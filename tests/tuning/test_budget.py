@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,18 +80,18 @@ def test_slower_ones_are_made_where_none_that_was_made_is_left() -> None:
     assert [p.written.path.name for p in outcome.points] == ["f", "e", "a", "b", "c", "d"]
 
 
-def test_what_saves_a_fifth_less_is_tried_until_the_budget_is_kept(
+def test_slower_ones_are_predicted_to_lose_as_much_less_as_was_lost_too_much(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steps = [Step({}, 0.0, float(saved)) for saved in (1, 2, 4, 6, 7, 8, 10)]
-    drops = {4: 0.9, 6: 1.2, 8: 1.1, 10: 0.8}
+    steps = [Step({}, loss, 10 * loss) for loss in (0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)]
+    drops = {0.2: 0.3, 0.4: 0.9, 0.6: 1.25, 0.8: 1.1, 1.0: 1.3}
     asked = []
 
     def judged(self: Any, steps: Any, index: int) -> Judged:
-        saved = int(steps[index].saved)
-        asked.append(saved)
-        made = Written(Path(str(saved)), str(saved), 0)
-        self.made[index] = Judged(steps[index], made, lost(drops[saved]), None, 90 - saved, 100)
+        loss = steps[index].loss
+        asked.append(loss)
+        made = Written(Path(str(loss)), str(loss), 0)
+        self.made[index] = Judged(steps[index], made, lost(drops[loss]), None, 90, 100)
         found: Judged = self.made[index]
         return found
 
@@ -98,7 +99,9 @@ def test_what_saves_a_fifth_less_is_tried_until_the_budget_is_kept(
     monkeypatch.setattr(budget_module._Search, "_judged", judged)
     found = search.slower(steps, judged(search, steps, 6))
     assert found is not None
-    assert asked == [10, 8, 6, 4]
+    assert asked == [1.0, 0.6, 0.4]
+    wrong_in_the_end = replace(found, final=lost(9.0))
+    assert search.slower(steps, wrong_in_the_end) is search.made[1]
     assert search.slower([], found) is None
 
 
