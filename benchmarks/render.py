@@ -510,13 +510,19 @@ def _ablation_table(record: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in record["rows"]:
         found = row["accuracy"]
-        cells = [row["how"], f"{row['macs'] / 1e6:.3g}", f"{found['drop']:.{digits}f}"]
+        cells = [row["how"], _millions(row["macs"]), f"{found['drop']:.{digits}f}"]
         agreement = found["also"].get("agreement")
         cells += [_interval(found["ci95"], digits), f"{agreement[1]:.1f} %" if agreement else ""]
-        cells.append(f"{found['also']['relative-error'][1]:.1f} %")
+        cells.append(f"{found['also']['relative-error'][1]:.{digits - 1}f} %")
         lines.append(f"| {' | '.join(cells)} |")
-    on = f"On {record['model']}, which has {record['macs'] / 1e6:.3g} million MACs."
+    on = f"On {record['model']}, which has {_millions(record['macs'])} million MACs."
     return "\n".join([*lines, "", on, "", sentence(record["conditions"])])
+
+
+def _millions(macs: float) -> str:
+    """Three digits, or all of them."""
+    millions = macs / 1e6
+    return f"{millions:.3g}" if millions < 1000 else f"{millions:.0f}"
 
 
 def _interval(ci95: list[float], digits: int) -> str:

@@ -96,14 +96,26 @@ class Data:
         """Inputs to verify and time with: a few of the calibration samples, one at a time.
 
         Of a file of arrays that is fed as it is, all; if they are more than 128 samples, then so
-        many of them, in up to 32 sets. Generated ones where no calibration data are given.
+        many of them, in up to 32 sets. Generated ones where no calibration data are given; where
+        these are of other shapes than the target's, a generated one comes first, which is timed.
 
         Raises:
             PwoptError: as :func:`load_samples` and :func:`pwopt.runtime.input_sets`.
         """
-        given = self._given["calibration"]
-        if given is None:
+        if self._given["calibration"] is None:
             return input_sets(self._model, None, self._target, rng)
+        found = self._given_sets(rng)
+        if self._is_of_target(found[0]):
+            return found
+        return [*input_sets(self._model, None, self._target, rng)[:1], *found]
+
+    def _is_of_target(self, feeds: Feeds) -> bool:
+        """Whether inputs have the shapes that the target was given, if any."""
+        shapes = self._target.input_shapes
+        return all(np.asarray(feeds[n]).shape == tuple(s) for n, s in shapes.items() if n in feeds)
+
+    def _given_sets(self, rng: np.random.Generator) -> list[Feeds]:
+        given = self._given["calibration"]
         if not isinstance(given, str | Path):
             assert self.calibration is not None
             return _some(self.calibration)

@@ -59,6 +59,28 @@ def test_without_data_inputs_are_generated(tmp_path: Path) -> None:
     assert input_sets(relu(tmp_path / "m.onnx", "N"), None) == [1, 1, 1]
 
 
+@pytest.mark.parametrize("is_file", [True, False])
+def test_what_is_timed_has_the_shape_of_the_target(tmp_path: Path, is_file: bool) -> None:
+    shape: list[int | str] = ["N", 3, "H", "W"]
+    path = tmp_path / "m.onnx"
+    onnx.save(model([node("Relu", ["x"], ["y"])], {"x": shape}, {"y": shape}, {}), str(path))
+    x = np.ones((5, 3, 8, 8), np.float32)
+    np.savez(tmp_path / "data.npz", x=x)
+    given = tmp_path / "data.npz" if is_file else [{"x": one[None]} for one in x]
+
+    def shapes(*wanted: tuple[int, ...]) -> list[tuple[int, ...]]:
+        target = Target(input_shapes={"x": wanted[0]} if wanted else {})
+        found = Data(path, target, calibration=given).input_sets(np.random.default_rng(0))
+        return [np.asarray(feeds["x"]).shape for feeds in found]
+
+    own = shapes()
+    assert {shape[1:] for shape in own} == {(3, 8, 8)}
+    assert shapes(own[0]) == own
+    generated, *rest = shapes((1, 3, 16, 16))
+    assert generated == (1, 3, 16, 16)
+    assert {shape[1:] for shape in rest} == {(3, 8, 8)}
+
+
 def test_samples_are_loaded_once(tmp_path: Path) -> None:
     write_classes(tmp_path / "images", {"a": 6, "b": 6})
     path = relu(tmp_path / "m.onnx", "N")
