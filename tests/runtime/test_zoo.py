@@ -12,7 +12,7 @@ from pwopt.target import Target
 ZOO = os.environ.get("PWOPT_ZOO")
 pytestmark = [
     pytest.mark.zoo,
-    pytest.mark.skipif(ZOO is None, reason="PWOPT_ZOO does not name the model collection"),
+    pytest.mark.skipif(not ZOO, reason="PWOPT_ZOO does not name the model collection"),
 ]
 
 
