@@ -485,9 +485,7 @@ def factorize_table(rows: list[dict[str, Any]]) -> str:
             found = point["accuracy"]
             lost = found["optimized"] if found["drop"] is None else found["drop"]
             speedup = "" if point["speedup"] is None else f"{point['speedup']:.3f}"
-            millions = point["macs"] / 1e6
-            macs = f"{millions:.0f}" if millions >= 1000 else f"{millions:.3g}"
-            cells = [row["name"], str(len(point["forms"])), macs, speedup]
+            cells = [row["name"], str(len(point["forms"])), _millions(point["macs"]), speedup]
             cells += [f"{lost:.2f}", _interval(found["ci95"], 2)]
             last = point.get("final")
             cells += (

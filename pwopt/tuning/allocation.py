@@ -32,6 +32,8 @@ from pwopt.tuning.workbench import Build, Precision, Progress, Workbench, counti
 __all__ = ["Layer", "Option", "Step", "front", "survey"]
 
 Array = npt.NDArray[np.float64]
+_Started: TypeAlias = list[list[Array]]
+"""Factors of each group."""
 
 _WINDOW: Final = Precision(5, 61, 0.4)
 _PROBE: Final = 0.05
@@ -236,10 +238,6 @@ def _spectrum(station: Station, seen: Gatherer, *, fine: bool) -> _Spectrum:
     whole, scale = math.prod(group_kernel(station.conv)), seen.pixels * station.conv.group
     saved = {form: scale * (whole - form_cost(station.conv, form)) for form in errors}
     return _Spectrum(errors, saved, np.concatenate(probe[1]), bias, probe[2])
-
-
-_Started: TypeAlias = list[list[Array]]
-"""Factors of each group."""
 
 
 def _at_a_glance(

@@ -103,23 +103,23 @@ def _fitted_site(
         parts = np.split(flat, station.conv.group)
         groups = [lowrank.fit(form.method, form.ranks, Moments.of_weight(p)) for p in parts]
         return _site_factors(form, groups, station.bias.astype(np.float64))
-    is_rectified = station.slope is not None and fitting.rectified > 0
+    slope = station.slope if fitting.rectified else None
     seen = networks.observe(
         station,
         symmetric=not fitting.asymmetric,
         plain=not fitting.residual,
-        keeps_rows=is_rectified,
+        keeps_rows=slope is not None,
     )
     moments = seen.moments()
     groups = [lowrank.fit(form.method, form.ranks, m) for m in moments]
     biases = [m.bias(lowrank.compose(form.method, g)) for m, g in zip(moments, groups, strict=True)]
-    if is_rectified and station.slope is not None:
-        slopes = np.split(np.broadcast_to(station.slope, (station.conv.cout,)), len(moments))
+    if slope is not None:
+        slopes = np.split(np.broadcast_to(slope, (station.conv.cout,)), len(moments))
         pairs = [
             lowrank.fit_rectified(
-                form.method, form.ranks, m, rows, slope, start=g, rounds=fitting.rectified
+                form.method, form.ranks, m, rows, below, start=g, rounds=fitting.rectified
             )
-            for m, rows, slope, g in zip(moments, seen.kept(), slopes, groups, strict=True)
+            for m, rows, below, g in zip(moments, seen.kept(), slopes, groups, strict=True)
         ]
         groups, biases = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     return _site_factors(form, groups, np.concatenate(biases))

@@ -172,7 +172,7 @@ def test_asymmetric_fits_make_up_for_what_happened_before() -> None:
 def test_fits_that_see_the_activation_are_closer_behind_it(slope: float) -> None:
     rng = np.random.default_rng(7)
     patches, _, weight, targets = samples(rng)
-    targets = targets - 1.0
+    targets = targets - 2.0
     moments = moments_of(patches, targets, weight)
     start = lowrank.fit(Method.SPATIAL, (4,), moments)
     rows = Rows(patches, targets)
